@@ -3,7 +3,8 @@
 Everything here is a frozen value. Pure: no I/O, no clock, no event loop; whatever else imports from here, this module
 imports nothing of attachd.
 
-Names of files are `str` with surrogate escapes, as `os.fsdecode` gives them: the exact bytes on disk, not fit for printing.
+Names of files are `str` with surrogate escapes, as `os.fsdecode` gives them: the exact bytes on disk, not fit for
+printing.
 """
 
 from collections.abc import Mapping
@@ -67,6 +68,20 @@ class Sighting:
     version: Version
 
 
+class ClaimResult(StrEnum):
+    """What became of the try to claim a sighting."""
+
+    CLAIMED = "claimed"
+    CHANGED = "changed"
+    """It is not the version that was sighted any more: let it settle again."""
+    BUSY = "busy"
+    """Somebody has it open for writing."""
+    GONE = "gone"
+    NOT_A_FILE = "not_a_file"
+    """A link, a device, a FIFO, or a file with more than one hard link."""
+    UNREADABLE = "unreadable"
+
+
 @dataclass(frozen=True, slots=True)
 class Skill:
     """A routing skill, as the platform names it, and its level."""
@@ -112,7 +127,7 @@ class Receipt:
 
 
 class Reason(StrEnum):
-    """The closed set of reasons why a file failed, waits, or is left alone. Stable: scripts and dashboards match on it."""
+    """The closed set of reasons why a file failed or waits. Stable: scripts and dashboards match on it."""
 
     # the file
     EMPTY = "empty"
@@ -180,7 +195,8 @@ class Uploaded:
 class Posting:
     """The message may be on its way. Found after a crash, its outcome is unknown.
 
-    `posts` counts how often this message was given to the network, this time included; `text` is repeated word for word.
+    `posts` counts how often this message was given to the network, this time included; a repetition carries the same
+    `text` word for word.
     """
 
     upload: Upload

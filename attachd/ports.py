@@ -4,7 +4,7 @@
 argument and shows no transaction and no row.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 
 from attachd.model import (
     AttachmentId,
+    ClaimResult,
     Delivery,
     DeliveryId,
     Document,
@@ -19,9 +20,19 @@ from attachd.model import (
     InboxName,
     Receipt,
     Routing,
+    Sighting,
     StateName,
     Upload,
 )
+
+Pick: TypeAlias = Callable[[int], Sequence[Sighting]]
+"""Names the files to claim next, at most as many as asked for."""
+
+Offer: TypeAlias = Callable[[InboxName, Pick], Awaitable[Sequence[tuple[Sighting, ClaimResult]]]]
+"""How an inbox gets its files claimed: waits for its turn and a free slot, then picks, then claims.
+
+Raises InboxError when the folder does not let itself be claimed from; nothing was taken then.
+"""
 
 ReadContent: TypeAlias = Callable[[], AsyncIterator[bytes]]
 """Starts reading a document from its first byte, in pieces of at most 256 KiB; a second call starts anew."""
@@ -37,11 +48,12 @@ class GuestSession(Protocol):
     async def upload(self, document: Document, read: ReadContent) -> AttachmentId:
         """Ask for a place, bring the bytes there, return when the platform says they have arrived.
 
-        Raises FileError (refused for its size, type or name), AccountError, TransientError; what `read` raises passes through.
+        Raises FileError (refused for its size, type or name), AccountError, TransientError; what `read` raises
+        passes through.
         """
 
     async def post(self, attachment: AttachmentId, document: Document, text: str) -> Receipt:
-        """Post the message that carries the attachment; the receipt is given only for an answer that names the attachment.
+        """Post the message that carries the attachment; a receipt means the answer named the attachment.
 
         Raises UnknownOutcome when the message may have been accepted; every other error means it certainly was not.
         """
@@ -81,7 +93,10 @@ class CannotAsk:
 
 @dataclass(frozen=True, slots=True)
 class JournalIdentity:
-    """Which journal this is, and how often it was opened: tells a lost or restored journal from the one that made a claim."""
+    """Which journal this is, and how often it was opened.
+
+    It tells the journal that made a claim from one that was lost, or restored from an older copy.
+    """
 
     id: str
     generation: int
@@ -98,9 +113,10 @@ class Entry:
 class Journal(Protocol):
     """What the platform was told. Every method is one whole transaction.
 
-    A record whose state is Posting or Posted has reached the disk when the call returns; the others may be lost in a power
-    cut, which only makes a delivery start over. After a cancelled call read the journal: its write may have happened.
-    Raises JournalError when it cannot remember any more, AccountError (disk_full) when there is no space and nothing was written.
+    A record whose state is Posting or Posted has reached the disk when the call returns; the others may be lost in a
+    power cut, which only makes a delivery start over. After a cancelled call read the journal: its write may have
+    happened. Raises JournalError when it cannot remember any more, AccountError (disk_full) when there is no space
+    left and nothing was written.
     """
 
     @property
