@@ -12,7 +12,57 @@ Two more are not about deliveries: `ConfigError`, a mistake of the operator foun
 `JournalError`, a journal that can no longer be trusted to remember.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from attachd.model import Failure, Reason, Step
+
+_DROP_AGAIN = "then drop it into the inbox again"
+_BY_ITSELF = "Nothing: attachd goes on by itself when it works again."
+
+ADVICE: Mapping[Reason, str] = MappingProxyType(
+    {
+        Reason.EMPTY: f"Look why it is empty (was the scan or copy broken off?), {_DROP_AGAIN}.",
+        Reason.TOO_LARGE: f"Make it smaller or split it, {_DROP_AGAIN}.",
+        Reason.TYPE_NOT_ALLOWED: f"Save it as a type this inbox takes, {_DROP_AGAIN}.",
+        Reason.REFUSED: f"Look at what the platform said above, mend the file, {_DROP_AGAIN}.",
+        Reason.ATTACHMENT_DROPPED: "Tell the agent, who got a message without its document; "
+        "look at the types the organisation's content profile lets in.",
+        Reason.UNREADABLE: f"Give attachd's user the right to read it, or look at the disk, {_DROP_AGAIN}.",
+        Reason.CHANGED: "Write under a name that begins with a dot and rename when done; "
+        "it is sent once it is left alone.",
+        Reason.CHANGED_AFTER_SEND: "Compare it with what the agent has; if this content is to go as well, "
+        "drop it into the inbox again.",
+        Reason.UNKNOWN_OUTCOME: "Ask the agents whether they have it. If they do, remove it; "
+        "if not, drop it into the inbox again.",
+        Reason.JOURNAL_LOST: "Ask the agents whether they have it. If they do, remove it; "
+        "if not, drop it into the inbox again.",
+        Reason.GAVE_UP: f"Look at the last error above; if the file itself is sound, {_DROP_AGAIN[5:]}.",
+        Reason.VANISHED: "If it was not meant to go, nothing; otherwise drop it into the inbox again.",
+        Reason.QUEUE_REFUSED: "Correct queue_id or skills of this inbox; the queue must take web messages.",
+        Reason.ATTACHMENTS_NOT_GRANTED: "Have attachments enabled for web messaging in the organisation.",
+        Reason.FOLDER_MISSING: "Bring the folder back, or mount the share; attachd goes on by itself.",
+        Reason.FOLDER_REPLACED: "Nothing, if the new folder is meant; attachd goes on with it by itself.",
+        Reason.FOLDER_NOT_WRITABLE: "Let attachd's user list, write and rename in the folder and all below it.",
+        Reason.FOLDER_IN_USE: "Stop the other attachd, or give each its own folders.",
+        Reason.DISK_FULL: "Make room; attachd goes on by itself.",
+        Reason.TOO_MANY_FAILURES: "Look at what the last files were refused for and mend it; then attachd goes on.",
+        Reason.CREDENTIALS_REFUSED: "Correct client_id and client_secret; `attachd check` tries them.",
+        Reason.FORBIDDEN: "Give the OAuth client the scopes the README lists.",
+        Reason.TLS_FAILED: "Look who answers there; if it is a proxy of your own, name its certificate in ca_file.",
+        Reason.NOT_THE_PLATFORM: "Look at environment, api_url and login_url, and at proxies in between.",
+        Reason.STORAGE_REFUSED: "Look at proxies between here and the storage; attachd asks for a new place by itself.",
+        Reason.RATE_LIMITED: _BY_ITSELF,
+        Reason.PLATFORM_FAILING: _BY_ITSELF,
+        Reason.UNREACHABLE: "If the network here is sound, nothing: attachd goes on by itself.",
+        Reason.CONNECTION_LOST: _BY_ITSELF,
+        Reason.TIMEOUT: _BY_ITSELF,
+        Reason.SERVER_ERROR: _BY_ITSELF,
+        Reason.URL_EXPIRED: _BY_ITSELF,
+        Reason.NOT_READY: _BY_ITSELF,
+    }
+)
+"""What a person can do about each reason."""
 
 
 class DeliveryError(Exception):

@@ -141,12 +141,15 @@ class Reason(StrEnum):
     UNKNOWN_OUTCOME = "unknown_outcome"
     JOURNAL_LOST = "journal_lost"
     GAVE_UP = "gave_up"
+    VANISHED = "vanished"
+    """Somebody took the claimed file away."""
     # the inbox
     QUEUE_REFUSED = "queue_refused"
     ATTACHMENTS_NOT_GRANTED = "attachments_not_granted"
     FOLDER_MISSING = "folder_missing"
     FOLDER_REPLACED = "folder_replaced"
     FOLDER_NOT_WRITABLE = "folder_not_writable"
+    FOLDER_IN_USE = "folder_in_use"
     DISK_FULL = "disk_full"
     TOO_MANY_FAILURES = "too_many_failures"
     # the account

@@ -1,0 +1,184 @@
+"""The claimed file as the platform is to see it: its type, a name fit to be told, its bytes and their digest.
+
+Between `filing`, which opens the file, and a gateway, which asks for its bytes. The file is sent from where it lies,
+so a writer that still holds it open can change it underneath: what is read is counted and hashed, and hashed again
+later.
+"""
+
+import asyncio
+import codecs
+import fnmatch
+import hashlib
+import mimetypes
+import os
+import unicodedata
+from collections.abc import AsyncIterator, Sequence
+
+import puremagic
+
+from attachd.errors import FileError, TransientError
+from attachd.model import Document, Reason, Step
+
+PIECE_BYTES = 256 * 1024
+_HEAD_BYTES = 4096  # nothing attachd tells apart is decided by later bytes
+_NAME_CHARACTERS = 128  # ours, far below the 1,024 that the platform is said to allow
+
+
+class Content:
+    """An open file and what the platform is told of it; owns the descriptor it is given. Only `look` blocks."""
+
+    def __init__(self, opened: int, name: str) -> None:
+        self._opened = opened
+        self._name = name
+        self._first = b""
+        self._digest = ""
+        self.document = Document(platform_name(name), "application/octet-stream", 0)
+
+    def look(self, *, max_bytes: int, allow_types: Sequence[str]) -> None:
+        """Read the beginning and decide whether this file may go at all.
+
+        Raises FileError (empty, too large, type not allowed), OSError when it cannot be read. Blocks.
+        """
+        size = os.fstat(self._opened).st_size
+        if size == 0:
+            raise FileError(Reason.EMPTY, "the file is empty", Step.CHECK)
+        if size > max_bytes:
+            detail = f"the file has {size:,} bytes; the platform takes at most {max_bytes:,}"
+            raise FileError(Reason.TOO_LARGE, detail, Step.CHECK)
+        self._first = os.pread(self._opened, min(PIECE_BYTES, size), 0)
+        kind = content_type(self._first[:_HEAD_BYTES], self._name)
+        if not any(fnmatch.fnmatchcase(kind, allowed.lower()) for allowed in allow_types):
+            detail = f"its content is {kind}, and this inbox takes {', '.join(allow_types)}"
+            raise FileError(Reason.TYPE_NOT_ALLOWED, detail, Step.CHECK)
+        self.document = Document(platform_name(self._name), kind, size)
+
+    async def read(self) -> AsyncIterator[bytes]:
+        """The document's bytes in pieces, exactly as many as it said; `sha256` is theirs afterwards.
+
+        Raises TransientError (changed) when the file got shorter: that must not look like an outage.
+        """
+        digest = hashlib.sha256()
+        offset, size, piece = 0, self.document.size, self._first
+        while offset < size:
+            piece = piece or await asyncio.to_thread(os.pread, self._opened, min(PIECE_BYTES, size - offset), offset)
+            if not piece:
+                raise _changed("it got shorter while it was uploaded")
+            digest.update(piece)
+            yield piece
+            offset += len(piece)
+            piece = b""
+        self._digest = digest.hexdigest()
+
+    @property
+    def sha256(self) -> str:
+        """The hex digest of what `read` gave out when it last came to its end; empty before."""
+        return self._digest
+
+    async def demand(self, sha256: str) -> None:
+        """Raise TransientError (changed) unless the file still has the content with this digest."""
+        if await asyncio.to_thread(digest_of, self._opened) != sha256:
+            raise _changed("it was changed after it was uploaded")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._opened)
+
+
+def digest_of(opened: int) -> str:
+    """The hex SHA-256 of an open file as it is now. Blocks."""
+    digest, offset = hashlib.sha256(), 0
+    while piece := os.pread(opened, PIECE_BYTES, offset):
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
+
+
+def _changed(what: str) -> TransientError:
+    return TransientError(Reason.CHANGED, f"the file is not what it was: {what}; it starts over", Step.CHECK)
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def platform_name(name: str) -> str:
+    """A file name fit to be told: printable, NFC, without separators or text-direction marks, its extension kept.
+
+    On disk the name stays what it is, byte for byte.
+    """
+    readable = os.fsencode(os.path.basename(name)).decode("utf-8", "replace")
+    kept = "".join(c for c in unicodedata.normalize("NFC", readable) if _may_be_told(c))
+    stem, extension = os.path.splitext(" ".join(kept.split()))
+    extension = extension[:16]
+    return (stem[: _NAME_CHARACTERS - len(extension)].strip() or "document") + extension
+
+
+def _may_be_told(character: str) -> bool:
+    # Cc, Cf: control and format characters, the direction marks among them; Cs, Co, Cn: nothing anybody can read.
+    return character not in '/\\:*?"<>|' and not unicodedata.category(character).startswith("C")
+
+
+# --- types ----------------------------------------------------------------------------------------------------------
+
+# What most files are, told by bytes that nothing else begins with; asking the library takes half a millisecond a file.
+_PLAIN_SIGNATURES = {
+    b"%PDF-": "application/pdf",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"{\\rtf": "application/rtf",
+    # The library knows these and gives them no type.
+    b"\x7fELF": "application/x-executable",
+}
+_USUAL_NAMES = {
+    "application/x-gzip": "application/gzip",
+    "audio/wave": "audio/wav",
+    "image/x-ms-bmp": "image/bmp",
+    "application/mspowerpoint": "application/vnd.ms-powerpoint",
+    "application/excel": "application/vnd.ms-excel",
+}
+_TEXT_TYPES = ("text/", "message/rfc822", "application/json", "application/xml", "application/x-ndjson")
+
+
+def content_type(head: bytes, name: str) -> str:
+    """The MIME type of a file that begins with `head` (up to 4 KiB); its name only chooses among what the bytes
+    allow.
+    """
+    for signature, kind in _PLAIN_SIGNATURES.items():
+        if head.startswith(signature):
+            return kind
+    if _is_text(head):
+        return _text_type(head, name)
+    if head.startswith(b"MZ"):
+        return "application/vnd.microsoft.portable-executable"
+    candidates = _candidates(head)
+    extension = os.path.splitext(name)[1].lower()
+    named = [kind for ending, kind in candidates if ending == extension and kind]
+    if not named and head.startswith(b"PK\x03\x04"):
+        return "application/zip"  # the library lists every format that is a ZIP inside, in no telling order
+    found = next(iter(named or [kind for _, kind in candidates if kind]), "application/octet-stream")
+    return _USUAL_NAMES.get(found, found)
+
+
+def _candidates(head: bytes) -> list[tuple[str, str]]:
+    try:
+        return [(match.extension, match.mime_type) for match in puremagic.magic_string(head)]
+    except (puremagic.PureError, ValueError):
+        return []
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)  # the last character may be cut in two
+    except UnicodeDecodeError:
+        return False
+    return not any(c < " " and c not in "\t\n\r\f\x1b" for c in text)
+
+
+def _text_type(head: bytes, name: str) -> str:
+    by_name = mimetypes.guess_type(name)[0] or ""
+    if by_name.startswith(_TEXT_TYPES):
+        return by_name
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:15].lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "text/html"
+    return "text/xml" if start.startswith(b"<?xml") else "text/plain"

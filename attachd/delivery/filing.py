@@ -1,0 +1,580 @@
+"""Every move of a file: claimed, sent, failed, given back; and the folders of an inbox that these moves need.
+
+Below the dispatcher and the pipeline, which call it in threads: every method here blocks. Folders are held by
+descriptor and every path is relative to one of them, so a folder that is swapped underneath is noticed and never
+followed. A move is durable when the method returns (both folders are synced), and it never overwrites: a taken name
+gets a number.
+
+    <inbox>/.attachd/claimed/<delivery id>/<name>   0700: what was taken, under its exact name
+    <inbox>/.attachd/journal                        which journal made these claims
+    <inbox>/.attachd/ballast                        space given up first when the disk is full
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from attachd.delivery.content import digest_of
+from attachd.errors import InboxError
+from attachd.model import ClaimResult, DeliveryId, InboxName, Reason, Sighting, Step, Version
+from attachd.ports import JournalIdentity
+
+OWN_FOLDER = ".attachd"
+BALLAST_BYTES = 1 << 20
+"""Ours: room for a few hundred folder blocks, which is what renames on a full disk ask for."""
+
+_NAME_MAX = 255  # bytes, of every filesystem attachd runs on
+_RENAME_NOREPLACE = 1
+_NO_FOLDER = -1
+_F_SETSIG = 10
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_libc = ctypes.CDLL(None, use_errno=True)
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim came to; `version` is of what was really claimed, and is set only then."""
+
+    result: ClaimResult
+    version: Version | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A folder below `claimed/`; `name` and `version` are None when it is empty: the file is elsewhere."""
+
+    delivery: DeliveryId
+    name: str | None
+    version: Version | None
+
+
+class Filing:
+    """The folders of one inbox. `open()` before anything else; after a folder was swapped, `close()` and `open()`
+    again.
+    """
+
+    def __init__(self, inbox: InboxName, path: Path, *, sent: str, failed: str) -> None:
+        self._inbox = inbox
+        self._path = path
+        self._sent = sent
+        self._failed = failed
+        self._root = _NO_FOLDER
+        self._own = _NO_FOLDER
+        self._claimed = _NO_FOLDER
+
+    # --- the folders ---------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Hold the inbox and make attachd's own folders in it, durably.
+
+        Raises InboxError: missing, not a folder, not ours to write, in use by another attachd, own folders that
+        somebody else owns or that lie on another filesystem.
+        """
+        with self._trouble("open"):
+            self._root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._own = self._private_folder(self._root, OWN_FOLDER)
+                try:
+                    fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    detail = f"another attachd works in {self._path}; an inbox belongs to one daemon"
+                    raise InboxError(Reason.FOLDER_IN_USE, detail, Step.FILING) from error
+                self._claimed = self._private_folder(self._own, "claimed")
+                for folder in (self._sent, self._failed):
+                    os.close(self._shared_folder(folder))
+                self._lay_ballast()
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Let go of the folders; safe to call twice."""
+        for descriptor in (self._claimed, self._own, self._root):
+            if descriptor != _NO_FOLDER:
+                os.close(descriptor)
+        self._root = self._own = self._claimed = _NO_FOLDER
+
+    def _private_folder(self, parent: int, name: str) -> int:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+            os.fsync(parent)
+        folder = os.open(name, _OPEN_FOLDER, dir_fd=parent)
+        try:
+            found = os.fstat(folder)
+            if found.st_uid != os.geteuid():
+                detail = f"{self._path / OWN_FOLDER} belongs to user {found.st_uid}, not to attachd; move it away"
+                raise InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
+            if stat.S_IMODE(found.st_mode) & 0o077:
+                os.fchmod(folder, 0o700)
+            self._same_filesystem(found, name)
+        except BaseException:
+            os.close(folder)
+            raise
+        return folder
+
+    def _shared_folder(self, relative: str) -> int:
+        """Open a folder that people look into, making what is missing with the permissions of the inbox itself."""
+        inbox = os.fstat(self._root)
+        folder = os.dup(self._root)
+        for name in relative.split("/"):
+            try:
+                try:
+                    below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
+                except FileNotFoundError:
+                    os.mkdir(name, 0o700, dir_fd=folder)
+                    below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
+                    # Not the sticky bit and not writable for everybody: what is filed is nobody's to remove.
+                    os.fchmod(below, stat.S_IMODE(inbox.st_mode) & 0o2775 | 0o700)
+                    os.fsync(folder)
+            finally:
+                os.close(folder)
+            folder = below
+        try:
+            self._same_filesystem(os.fstat(folder), relative)
+        except BaseException:
+            os.close(folder)
+            raise
+        return folder
+
+    def _same_filesystem(self, found: os.stat_result, name: str) -> None:
+        if found.st_dev != os.fstat(self._root).st_dev:
+            detail = (
+                f"{self._path / name} lies on another filesystem than the inbox, so files could not be moved there in "
+                "one step; put it on the same one"
+            )
+            raise InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
+
+    # --- which journal --------------------------------------------------------------------------------------------
+
+    def journal_of_claims(self) -> JournalIdentity | None:
+        """Which journal claimed what lies in `claimed/`; None when no journal ever did, or the note is unreadable."""
+        with self._trouble("read"):
+            try:
+                note = os.open("journal", _OPEN, dir_fd=self._own)
+            except FileNotFoundError:
+                return None
+            try:
+                words = os.read(note, 200).decode("ascii", "replace").split()
+            finally:
+                os.close(note)
+        return JournalIdentity(words[0], int(words[1])) if len(words) == 2 and words[1].isdigit() else None
+
+    def sign_claims(self, journal: JournalIdentity) -> None:
+        """Note durably which journal the claims from now on belong to."""
+        note = f"{journal.id} {journal.generation}\n".encode()
+        with self._trouble("write"):
+            self._with_room(lambda: self._write(self._own, "journal", note, 0o600))
+
+    # --- claiming -------------------------------------------------------------------------------------------------
+
+    def claim(self, wanted: Sequence[tuple[DeliveryId, Sighting]]) -> list[Claimed]:
+        """Take the sighted versions out of the inbox; one answer for each, in order.
+
+        The file is synced before it is renamed: a producer need not have done so, and a claim that survives a power cut
+        without its bytes would be an empty document. Raises InboxError when the folder or the disk is in trouble; what
+        was already claimed by then is found again by `leftovers()`.
+        """
+        results = [Claimed(ClaimResult.GONE)] * len(wanted)
+        touched: set[str] = set()
+        with self._trouble("claim from"):
+            self._lay_ballast()
+            made: list[int] = []
+            for index, (delivery, sighting) in enumerate(wanted):
+                result = self._fit_to_claim(sighting)
+                results[index] = Claimed(result)
+                if result is ClaimResult.CLAIMED:
+                    os.mkdir(delivery, 0o700, dir_fd=self._claimed)
+                    made.append(index)
+            if made:
+                os.fsync(self._claimed)
+            for index in made:
+                delivery, sighting = wanted[index]
+                results[index] = self._take(delivery, sighting)
+                touched.add(os.path.dirname(sighting.name))
+            for folder in touched:
+                with self._folder_of(folder) as parent:
+                    os.fsync(parent)
+        return results
+
+    def _fit_to_claim(self, sighting: Sighting) -> ClaimResult:
+        """Look at the file itself, without following links or waiting for a writer, and sync it."""
+        try:
+            with self._folder_of(os.path.dirname(sighting.name)) as parent:
+                opened = os.open(os.path.basename(sighting.name), _OPEN, dir_fd=parent)
+        except OSError as error:
+            return _refusal(error)
+        try:
+            found = os.fstat(opened)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                return ClaimResult.NOT_A_FILE
+            if version_of(found) != sighting.version:
+                return ClaimResult.CHANGED
+            if _open_for_writing(opened):
+                return ClaimResult.BUSY
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+        return ClaimResult.CLAIMED
+
+    def _take(self, delivery: DeliveryId, sighting: Sighting) -> Claimed:
+        """Rename into `claimed/<id>`, then look again: between the look and the rename the name may have got another
+        file.
+        """
+        base = os.path.basename(sighting.name)
+        folder = os.open(delivery, _OPEN_FOLDER, dir_fd=self._claimed)
+        try:
+            try:
+                with self._folder_of(os.path.dirname(sighting.name)) as parent:
+                    os.rename(base, base, src_dir_fd=parent, dst_dir_fd=folder)
+            except FileNotFoundError:
+                os.rmdir(delivery, dir_fd=self._claimed)
+                return Claimed(ClaimResult.GONE)
+            found = os.stat(base, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                self._put_back(folder, base, sighting.name)
+                os.rmdir(delivery, dir_fd=self._claimed)
+                return Claimed(ClaimResult.NOT_A_FILE)
+            if (found.st_dev, found.st_ino) != (sighting.version.device, sighting.version.inode):
+                self._sync_file(base, folder)
+            os.fsync(folder)
+            return Claimed(ClaimResult.CLAIMED, version_of(found))
+        finally:
+            os.close(folder)
+
+    def _put_back(self, folder: int, base: str, name: str) -> None:
+        with self._folder_of(os.path.dirname(name)) as parent:
+            _rename_to_free_name(folder, base, parent)
+            os.fsync(parent)
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """What lies in `claimed/`, in the order of the claims. More than one file in a claim is not ours and is left
+        out.
+        """
+        with self._trouble("read"):
+            names = sorted(os.listdir(self._claimed))
+        for name in names:
+            with self._trouble("read"):
+                try:
+                    folder = os.open(name, _OPEN_FOLDER, dir_fd=self._claimed)
+                except OSError:
+                    continue  # not a folder: nothing that attachd put there
+                try:
+                    inside = os.listdir(folder)
+                    if len(inside) > 1:
+                        continue
+                    found = os.stat(inside[0], dir_fd=folder, follow_symlinks=False) if inside else None
+                finally:
+                    os.close(folder)
+            if found is None:
+                yield Leftover(DeliveryId(name), None, None)
+            elif stat.S_ISREG(found.st_mode):
+                yield Leftover(DeliveryId(name), inside[0], version_of(found))
+
+    # --- a claimed file -------------------------------------------------------------------------------------------
+
+    def open_claimed(self, delivery: DeliveryId, name: str) -> int:
+        """A descriptor of the claimed file, for reading; the caller closes it.
+
+        Raises FileNotFoundError when it is not there, OSError when it cannot be read, InboxError when the folder is
+        gone.
+        """
+        with self._claim_of(delivery) as folder:
+            return os.open(os.path.basename(name), _OPEN, dir_fd=folder)
+
+    def has_content(self, delivery: DeliveryId, name: str, sha256: str) -> bool:
+        """Whether the claimed file still has the content with this digest. Raises as `open_claimed`."""
+        opened = self.open_claimed(delivery, name)
+        try:
+            return digest_of(opened) == sha256
+        finally:
+            os.close(opened)
+
+    def to_sent(self, delivery: DeliveryId, name: str) -> str:
+        """Move a claimed file to `sent/`; returns its path relative to the inbox. Raises as `open_claimed`."""
+        filed_as = self._move(delivery, name, self._sent)
+        self._forget_reason(name)
+        return filed_as
+
+    def to_failed(self, delivery: DeliveryId, name: str, reason: str) -> str:
+        """Move a claimed file to `failed/`, the reason beside it; returns its path. Raises as above."""
+        filed_as = self._move(delivery, name, self._failed)
+        self.explain_failure(filed_as, reason)
+        return filed_as
+
+    def explain_failure(self, filed_as: str, reason: str) -> None:
+        """Write the reason beside a file in `failed/`. For people: a full disk must not keep the file from being
+        filed.
+        """
+        with contextlib.suppress(OSError), self._folder_of(os.path.dirname(filed_as)) as folder:
+            mode = stat.S_IMODE(os.fstat(self._root).st_mode) & 0o664 | 0o600
+            self._write(
+                folder, _reason_name(os.path.basename(filed_as)), reason.encode("utf-8", "backslashreplace"), mode
+            )
+
+    def find_filed(self, name: str, version: Version) -> str | None:
+        """Where a file that was claimed as `version` lies, if it was filed before a crash could be recorded."""
+        inside = os.path.dirname(name)
+        for target in (self._sent, self._failed):
+            relative = os.path.join(target, inside).rstrip("/")
+            with (
+                self._trouble("read"),
+                contextlib.suppress(FileNotFoundError),
+                self._folder_of(relative) as folder,
+                os.scandir(folder) as entries,
+            ):
+                for entry in entries:
+                    if entry.inode() == version.inode and entry.is_file(follow_symlinks=False):
+                        return os.path.join(relative, entry.name)
+        return None
+
+    def was_sent(self, filed_as: str) -> bool:
+        """Whether a path that `find_filed` gave lies in `sent/`."""
+        return filed_as.startswith(self._sent + "/")
+
+    def drop_claim(self, delivery: DeliveryId) -> None:
+        """Remove the folder of a claim whose file is not in it any more."""
+        with contextlib.suppress(OSError):
+            os.rmdir(delivery, dir_fd=self._claimed)
+
+    def _move(self, delivery: DeliveryId, name: str, target: str) -> str:
+        inside, base = os.path.split(name)
+        relative = os.path.join(target, inside).rstrip("/")
+        with self._claim_of(delivery) as folder:
+            os.stat(base, dir_fd=folder, follow_symlinks=False)  # not there: the caller's to explain
+            with self._trouble("file into"):
+                filed = self._with_room(lambda: self._move_to(folder, base, relative))
+                os.fsync(folder)
+        self.drop_claim(delivery)
+        return os.path.join(relative, filed)
+
+    def _move_to(self, folder: int, base: str, relative: str) -> str:
+        destination = self._shared_folder(relative)
+        try:
+            filed = _rename_to_free_name(folder, base, destination)
+            os.fsync(destination)
+        finally:
+            os.close(destination)
+        return filed
+
+    def _forget_reason(self, name: str) -> None:
+        """A file that was dropped in again after it had failed is sent now: the reason in `failed/` no longer holds."""
+        inside, base = os.path.split(name)
+        relative = os.path.join(self._failed, inside).rstrip("/")
+        with contextlib.suppress(OSError), self._folder_of(relative) as folder:
+            try:
+                os.stat(base, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                os.unlink(_reason_name(base), dir_fd=folder)
+
+    # --- underneath -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _folder_of(self, relative: str) -> Iterator[int]:
+        """A folder below the inbox, every component opened without following a link."""
+        folder = os.dup(self._root)
+        try:
+            for name in filter(None, relative.split("/")):
+                below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
+                os.close(folder)
+                folder = below
+            yield folder
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def _claim_of(self, delivery: DeliveryId) -> Iterator[int]:
+        with self._trouble("read"):
+            if not self._still_there():
+                detail = f"{self._path} is not the folder it was; its claimed files wait until it is back"
+                raise InboxError(Reason.FOLDER_REPLACED, detail, Step.FILING)
+        folder = os.open(delivery, _OPEN_FOLDER, dir_fd=self._claimed)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+    def _still_there(self) -> bool:
+        held, found = os.fstat(self._root), os.stat(self._path)
+        return (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)
+
+    def _sync_file(self, base: str, folder: int) -> None:
+        opened = os.open(base, _OPEN, dir_fd=folder)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+    def _write(self, folder: int, name: str, content: bytes, mode: int) -> None:
+        """Write a small file of ours whole or not at all."""
+        draft = os.open(".draft", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._own)
+        try:
+            os.fchmod(draft, mode)
+            os.write(draft, content)
+            os.fsync(draft)
+        finally:
+            os.close(draft)
+        os.rename(".draft", name, src_dir_fd=self._own, dst_dir_fd=folder)
+        os.fsync(folder)
+
+    def _lay_ballast(self) -> None:
+        """Set space aside for moves on a full disk; without it nothing more is claimed, for it could not be filed."""
+        ballast = os.open("ballast", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._own)
+        try:
+            if os.fstat(ballast).st_size < BALLAST_BYTES:
+                os.posix_fallocate(ballast, 0, BALLAST_BYTES)
+        except OSError:
+            os.unlink("ballast", dir_fd=self._own)
+            raise
+        finally:
+            os.close(ballast)
+
+    def _with_room(self, act: Callable[[], _Result]) -> _Result:
+        """Act; if the disk has no room for it, give up the ballast and act once more."""
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("ballast", dir_fd=self._own)
+                os.fsync(self._own)  # only then are its blocks free
+        return act()
+
+    @contextlib.contextmanager
+    def _trouble(self, doing: str) -> Iterator[None]:
+        """Say an operating system's error in the inbox's words."""
+        try:
+            yield
+        except OSError as error:
+            reason, advice = _TROUBLE.get(error.errno or 0, (Reason.FOLDER_NOT_WRITABLE, "see the error"))
+            detail = f"cannot {doing} {self._path}: {error.strerror or error}; {advice}"
+            raise InboxError(reason, detail, Step.FILING) from error
+
+
+def version_of(found: os.stat_result) -> Version:
+    """The version an open file, or a name that was looked at, is."""
+    return Version(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def numbered(base: str, number: int) -> str:
+    """`scan.pdf`, `scan (2).pdf`, `scan (3).pdf`, each short enough for a folder entry."""
+    stem, extension = os.path.splitext(base)
+    tail = os.fsencode(f" ({number})" if number > 1 else "") + os.fsencode(extension)[: _NAME_MAX // 2]
+    return os.fsdecode(os.fsencode(stem)[: _NAME_MAX - len(tail)] + tail)
+
+
+def _reason_name(filed: str) -> str:
+    tail = b".reason.txt"
+    return os.fsdecode(os.fsencode(filed)[: _NAME_MAX - len(tail)] + tail)
+
+
+def _rename_to_free_name(source: int, base: str, target: int) -> str:
+    while True:
+        name = numbered(base, _free_number(target, base))
+        with contextlib.suppress(FileExistsError):  # somebody else took it meanwhile
+            _rename_no_replace(source, base, target, name)
+            return name
+
+
+def _free_number(folder: int, base: str) -> int:
+    """A free number, found without asking for each one below it: a scanner may use one name for years."""
+
+    def taken(number: int) -> bool:
+        try:
+            os.stat(numbered(base, number), dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    if not taken(1):
+        return 1
+    low, high = 1, 2
+    while taken(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if taken(middle) else (low, middle)
+    return high
+
+
+def _rename_no_replace(source: int, old: str, target: int, new: str) -> None:
+    """Rename, or raise FileExistsError. Filesystems without the kernel's flag get a hard link instead, or a look
+    first.
+    """
+    if _libc.renameat2(source, os.fsencode(old), target, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        return
+    error = ctypes.get_errno()
+    if error not in _NOT_SUPPORTED:
+        raise OSError(error, os.strerror(error))
+    try:
+        os.link(old, new, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    except OSError as refused:
+        if refused.errno not in _NOT_SUPPORTED | {errno.EPERM}:
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(new, dir_fd=target, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from refused
+        os.rename(old, new, src_dir_fd=source, dst_dir_fd=target)
+    else:
+        # After a crash in between both names exist: the claim has two links, and the move is done again.
+        os.unlink(old, dir_fd=source)
+
+
+def _refusal(error: OSError) -> ClaimResult:
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return ClaimResult.GONE
+        case errno.ELOOP | errno.ENXIO | errno.ENODEV:
+            return ClaimResult.NOT_A_FILE
+        case errno.EACCES | errno.EPERM:
+            return ClaimResult.UNREADABLE
+        case _:
+            raise error
+
+
+def _open_for_writing(opened: int) -> bool:
+    """Whether anybody has the file open for writing, as far as the kernel tells: a read lease is refused then.
+
+    It tells only the file's owner and only on local filesystems; where it does not tell, the quiet time has decided.
+    Source: fcntl(2), F_SETLEASE.
+    """
+    try:
+        # Who opens the file for writing while we hold the lease would raise SIGIO, which ends a process; SIGURG does
+        # not.
+        fcntl.fcntl(opened, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(opened, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    fcntl.fcntl(opened, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+_GONE = (Reason.FOLDER_MISSING, "is the share mounted? Its files wait until the folder is back")
+_FULL = (Reason.DISK_FULL, "make room; nothing fails meanwhile, and it goes on by itself")
+_LOCKED = (Reason.FOLDER_NOT_WRITABLE, "attachd's user must be able to list, write and rename there")
+_TROUBLE = {
+    errno.ENOENT: _GONE,
+    errno.ENOTDIR: _GONE,
+    errno.ESTALE: _GONE,
+    errno.ENOTCONN: _GONE,
+    errno.EHOSTDOWN: _GONE,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _LOCKED,
+    errno.EPERM: _LOCKED,
+    errno.EROFS: (Reason.FOLDER_NOT_WRITABLE, "it is mounted read-only"),
+    errno.EXDEV: (Reason.FOLDER_NOT_WRITABLE, "the inbox must be one filesystem and one mount"),
+    errno.ELOOP: (Reason.FOLDER_NOT_WRITABLE, "a link stands where attachd's own folder belongs; remove it"),
+}
