@@ -20,6 +20,7 @@ from attachd.errors import AccountError, DeliveryError, TransientError, UnknownO
 from attachd.model import (
     Claimed,
     Delivery,
+    DeliveryId,
     Failed,
     Failure,
     InboxName,
@@ -54,6 +55,8 @@ class Work:
     delivery: Delivery
     step: Step | None = None
     bytes_sent: int = 0
+    burial: Failure | None = None
+    """Set once it is given up: only the move to `failed/` is left."""
 
 
 class Pipeline:
@@ -67,14 +70,14 @@ class Pipeline:
         *,
         max_file_bytes: int,
         now: Callable[[], datetime],
-        passed: Callable[[Work, Step], None],
+        passed: Callable[[DeliveryId, InboxName, Step], None],
     ) -> None:
         self._journal = journal
         self._gateway = gateway
         self._rules = rules
         self._max_file_bytes = max_file_bytes
         self._now = now
-        self._passed = passed
+        self._tell_passed = passed
 
     async def attempt(self, work: Work, inbox: InboxPlan) -> None:
         """Bring the delivery as far as it goes: on return it is Sent, or Failed.
@@ -214,6 +217,9 @@ class Pipeline:
         await self._journal.record(done, self._now())
         work.delivery = done
         self._passed(work, Step.FILING)
+
+    def _passed(self, work: Work, step: Step) -> None:
+        self._tell_passed(work.delivery.id, work.delivery.inbox, step)
 
     async def _record(self, delivery: Delivery) -> None:
         """Record what must be on disk before the next step; if there is no room for it, nothing is posted at all."""

@@ -1,0 +1,322 @@
+"""Who goes next, and what becomes of a delivery after an attempt.
+
+Between the inboxes, which offer what has settled, and the pipeline, which attempts one delivery. Owns the files that
+are claimed and not yet filed (at most 4 x concurrency of them), a bounded number of attempts, and nothing else: all
+that a restart must know is in the folders and the journal.
+"""
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import structlog
+
+from attachd.delivery.lifecycle import Again, Bury, Rules, after_error
+from attachd.delivery.pauses import Pauses
+from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
+from attachd.delivery.recovery import recover
+from attachd.delivery.slots import Slots
+from attachd.errors import AccountError, DeliveryError
+from attachd.model import (
+    ClaimResult,
+    Delivery,
+    DeliveryId,
+    Failed,
+    InboxName,
+    Posting,
+    Sent,
+    Sighting,
+)
+from attachd.ports import Journal, Pick
+
+log = structlog.get_logger("attachd.delivery")
+
+CLAIMED_PER_WORKER = 4
+_ANY = 1 << 30
+
+
+class Dispatcher:
+    """Claims, leases out, and decides. `run` is its one task; `stop` and `drained` end it gently."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        pipeline: Pipeline,
+        pauses: Pauses,
+        inboxes: Mapping[InboxName, InboxPlan],
+        rules: Rules,
+        *,
+        concurrency: int,
+        now: Callable[[], datetime],
+        clock: Callable[[], float],
+        chance: random.Random,
+        new_id: Callable[[], DeliveryId],
+    ) -> None:
+        self._journal = journal
+        self._pipeline = pipeline
+        self._pauses = pauses
+        self._inboxes = inboxes
+        self._rules = rules
+        self._concurrency = concurrency
+        self._now = now
+        self._clock = clock
+        self._chance = chance
+        self._new_id = new_id
+        self._waiting: dict[DeliveryId, Work] = {}
+        self._under_way: dict[DeliveryId, Work] = {}
+        self._busy: Counter[InboxName] = Counter()
+        self._slots = Slots(CLAIMED_PER_WORKER * concurrency, self._allowance)
+        self._slots.serve(list(inboxes))
+        self._stopping = False
+        self._pauses_ended = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # --- taking files in -----------------------------------------------------------------------------------------
+
+    async def recover(self, inbox: InboxName) -> int:
+        """Go on with what an earlier process had claimed; returns how many files that are. Raises InboxError."""
+        known = self._waiting.keys() | self._under_way.keys()
+        found = await recover(self._inboxes[inbox], self._journal, self._pipeline, known=known, now=self._now())
+        self._slots.hold(inbox, len(found))
+        self._take_in(found)
+        return len(found)
+
+    async def offer(self, inbox: InboxName, pick: Pick) -> Sequence[tuple[Sighting, ClaimResult]]:
+        """Claim what `pick` names when it is this inbox's turn and slots are free. Raises InboxError."""
+        granted = await self._slots.take(inbox, self._concurrency)
+        claimed: list[Work] = []
+        try:
+            wanted = [(self._new_id(), sighting) for sighting in pick(granted)]
+            claims = await asyncio.to_thread(self._inboxes[inbox].filing.claim, wanted) if wanted else []
+            at = self._now()
+            for (delivery_id, sighting), claim in zip(wanted, claims, strict=True):
+                if claim.version is not None:
+                    claimed.append(Work(Delivery(delivery_id, inbox, sighting.name, claim.version, at)))
+                    log.info(
+                        "file.claimed",
+                        inbox=inbox,
+                        delivery_id=delivery_id,
+                        file=sighting.name,
+                        size=claim.version.size,
+                    )
+            await self._remember(*claimed)
+            self._take_in(claimed)
+        finally:
+            self._slots.give_back(inbox, granted - len(claimed))
+        return [(sighting, claim.result) for (_, sighting), claim in zip(wanted, claims, strict=True)]
+
+    def _take_in(self, works: Sequence[Work]) -> None:
+        self._waiting.update((work.delivery.id, work) for work in works)
+        self._pauses.changed.set()
+
+    def _allowance(self, inbox: InboxName) -> int:
+        """How many files an inbox may claim: none while it could not send them, but for one that can be the probe."""
+        if self._stopping:
+            return 0
+        if not self._pauses.paused(inbox):
+            return _ANY
+        can_probe = self._pauses.wait_s(DeliveryId(""), inbox) <= 0
+        return 1 if can_probe and not any(work.delivery.inbox == inbox for work in self._waiting.values()) else 0
+
+    # --- letting them go -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Let deliveries go as they are due, until cancelled; then the attempts under way are cancelled too."""
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                self._pauses.changed.clear()
+                if self._pauses.ended > self._pauses_ended:
+                    self._pauses_ended = self._pauses.ended
+                    self._hurry()
+                self._slots.wake()
+                wait_s = self._start_due(attempts)
+                try:
+                    async with asyncio.timeout(wait_s):
+                        await self._pauses.changed.wait()
+                except TimeoutError:
+                    continue
+
+    def stop(self) -> None:
+        """Claim and begin nothing more."""
+        self._stopping = True
+
+    async def drained(self) -> None:
+        """Return when no attempt is under way."""
+        await self._idle.wait()
+
+    def under_way(self) -> Sequence[Work]:
+        """What is being attempted."""
+        return list(self._under_way.values())
+
+    def waiting(self) -> Sequence[Work]:
+        """What is claimed and waits for its turn or its next try."""
+        return list(self._waiting.values())
+
+    def _start_due(self, attempts: asyncio.TaskGroup) -> float | None:
+        """Begin what may begin; returns in how many seconds to look again, None when only an event can change
+        anything.
+        """
+        while not self._stopping and len(self._under_way) < self._concurrency:
+            waits = [(self._wait_s(work), work) for work in self._waiting.values()]
+            due = [work for wait_s, work in waits if wait_s <= 0]
+            if not due:
+                soonest = min((wait_s for wait_s, _ in waits), default=math.inf)
+                return min(soonest, self._next_probe_s(), 3600.0)
+            self._start(min(due, key=self._urgency), attempts)
+        return None
+
+    def _wait_s(self, work: Work) -> float:
+        delivery = work.delivery
+        if self._pauses.paused(delivery.inbox):
+            return self._pauses.wait_s(delivery.id, delivery.inbox)
+        if delivery.next_try_at is None:
+            return 0.0
+        return (delivery.next_try_at - self._now()).total_seconds()
+
+    def _next_probe_s(self) -> float:
+        """When an inbox without claimed files may claim one to be the probe."""
+        pauses = [self._pauses.account(), *(self._pauses.inbox(inbox) for inbox in self._inboxes)]
+        waits = [self._pauses.probe_in_s(pause) for pause in pauses if pause and pause.probe is None]
+        return min((max(wait_s, 0.05) for wait_s in waits if wait_s is not None), default=math.inf)
+
+    def _urgency(self, work: Work) -> tuple[bool, int, int, str]:
+        """Fairly among the inboxes, then the ones that failed least, then in the order they came.
+
+        As a probe rather one that nobody can have seen yet than a message in doubt, which may be posted only so often.
+        """
+        delivery = work.delivery
+        doubtful = isinstance(delivery.state, Posting) and self._pauses.paused(delivery.inbox)
+        return doubtful, self._busy[delivery.inbox], delivery.strikes, delivery.id
+
+    def _hurry(self) -> None:
+        """A pause is over: what waited because of it need not wait out its own time as well."""
+        for work in self._waiting.values():
+            work.delivery = replace(work.delivery, next_try_at=None)
+
+    def _start(self, work: Work, attempts: asyncio.TaskGroup) -> None:
+        delivery = work.delivery
+        del self._waiting[delivery.id]
+        self._under_way[delivery.id] = work
+        self._busy[delivery.inbox] += 1
+        self._idle.clear()
+        self._pauses.starts(delivery.id, delivery.inbox)
+        work.delivery = replace(delivery, tries=delivery.tries + 1, next_try_at=None)
+        attempts.create_task(self._attempt(work), name=f"delivery {delivery.id}")
+
+    async def _attempt(self, work: Work) -> None:
+        inbox = self._inboxes[work.delivery.inbox]
+        try:
+            if work.burial is None:
+                await self._pipeline.attempt(work, inbox)
+            else:
+                await self._pipeline.bury(work, inbox, work.burial)
+        except DeliveryError as error:
+            await self._after_error(work, inbox, error)
+        finally:
+            self._ends(work)
+
+    async def _after_error(self, work: Work, inbox: InboxPlan, error: DeliveryError) -> None:
+        delivery = work.delivery
+        verdict = after_error(
+            delivery,
+            error,
+            proven=self._pauses.proven(delivery.id, error.step),
+            now=self._now(),
+            jitter=self._chance.random(),
+            rules=self._rules,
+        )
+        strike = isinstance(verdict, Again) and verdict.delivery.strikes > delivery.strikes
+        alone = len(self._waiting) + len(self._under_way) == 1
+        self._refund(self._pauses.failed(delivery.id, delivery.inbox, error, strike=strike, alone=alone))
+        if isinstance(verdict, Bury):
+            work.burial = verdict.failure
+            try:
+                await self._pipeline.bury(work, inbox, verdict.failure)
+            except DeliveryError as trouble:
+                self._pauses.failed(delivery.id, delivery.inbox, trouble, strike=False, alone=alone)
+                self._log_deferred(work, trouble)
+        else:
+            work.delivery = verdict.delivery
+            await self._remember(work)
+            self._log_deferred(work, error)
+
+    def _refund(self, refunds: Sequence[DeliveryId]) -> None:
+        for delivery_id in refunds:
+            if work := self._waiting.get(delivery_id) or self._under_way.get(delivery_id):
+                work.delivery = replace(work.delivery, strikes=max(0, work.delivery.strikes - 1))
+
+    def _ends(self, work: Work) -> None:
+        delivery = work.delivery
+        del self._under_way[delivery.id]
+        self._busy[delivery.inbox] -= 1
+        if delivery.finished:
+            self._slots.give_back(delivery.inbox, 1)
+            self._log_finished(delivery)
+        else:
+            self._waiting[delivery.id] = work
+        if not self._under_way:
+            self._idle.set()
+        self._pauses.ends(delivery.id)
+
+    async def _remember(self, *works: Work) -> None:
+        try:
+            for work in works:
+                await self._journal.record(work.delivery, self._now())
+        except AccountError:
+            # No room. This much need not be remembered: without it a crash only makes the deliveries start over.
+            log.debug("journal.full")
+
+    # --- what is said of it --------------------------------------------------------------------------------------
+
+    def _log_deferred(self, work: Work, error: DeliveryError) -> None:
+        delivery, failure = work.delivery, error.failure
+        waits = (delivery.next_try_at - self._now()).total_seconds() if delivery.next_try_at else None
+        log.warning(
+            "file.deferred",
+            inbox=delivery.inbox,
+            delivery_id=delivery.id,
+            file=delivery.name,
+            step=str(failure.step),
+            reason=str(failure.reason),
+            detail=failure.detail,
+            attempt=delivery.tries,
+            retry_in_s=None if waits is None else round(max(0.0, waits), 3),
+            possible_duplicate=isinstance(delivery.state, Posting),
+        )
+
+    def _log_finished(self, delivery: Delivery) -> None:
+        common = {"inbox": delivery.inbox, "delivery_id": delivery.id, "file": delivery.name}
+        match delivery.state:
+            case Sent(upload=upload, receipt=receipt, filed_as=filed_as):
+                log.info(
+                    "file.sent",
+                    **common,
+                    size=upload.document.size,
+                    sha256=upload.sha256,
+                    content_type=upload.document.content_type,
+                    guest_id=upload.guest,
+                    attachment_id=upload.attachment,
+                    conversation_id=receipt.conversation,
+                    attempts=delivery.tries,
+                    duration_ms=round((self._now() - delivery.claimed_at).total_seconds() * 1000),
+                    moved_to=filed_as,
+                )
+            case Failed(failure=failure, filed_as=filed_as):
+                log.error(
+                    "file.failed",
+                    **common,
+                    reason=str(failure.reason),
+                    detail=failure.detail,
+                    step=str(failure.step),
+                    http_status=failure.http_status,
+                    correlation_id=failure.correlation_id,
+                    attempts=delivery.tries,
+                    moved_to=filed_as,
+                )
+            case _:
+                pass

@@ -1,0 +1,115 @@
+"""Health with a clock and a voice: what changes there is said in the log, once, and wakes who waits for it.
+
+Between the dispatcher and the pipeline, which report, and `health`, which decides.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import structlog
+
+from attachd.delivery.health import Change, Health, Pause
+from attachd.errors import DeliveryError, InboxError
+from attachd.model import DeliveryId, InboxName, Step
+
+log = structlog.get_logger("attachd.delivery")
+
+
+class Pauses:
+    """What is paused just now. `changed` is set by every change; who waits for it clears it."""
+
+    def __init__(self, *, clock: Callable[[], float], chance: random.Random) -> None:
+        self._health = Health()
+        self._clock = clock
+        self._chance = chance
+        self.changed = asyncio.Event()
+        self.ended = 0
+        """How many pauses are over: when it grows, what waited for its own next try may go at once."""
+
+    def account(self) -> Pause | None:
+        """The pause of everything."""
+        return self._health.pause_of(None)
+
+    def inbox(self, inbox: InboxName) -> Pause | None:
+        """The pause of one inbox alone."""
+        return self._health.pause_of(inbox)
+
+    def paused(self, inbox: InboxName) -> bool:
+        """Whether only a probe of this inbox may go."""
+        return self._health.paused(inbox)
+
+    def wait_s(self, delivery: DeliveryId, inbox: InboxName) -> float:
+        """How long a delivery has to wait for the pauses that concern it; infinite when that is not known."""
+        return self._health.wait_s(delivery, inbox, self._clock())
+
+    def probe_in_s(self, pause: Pause) -> float | None:
+        """When the next try is due, in seconds; None when that depends on something else."""
+        wait_s = pause.until - self._clock()
+        return None if wait_s == float("inf") else max(0.0, wait_s)
+
+    def proven(self, delivery: DeliveryId, step: Step) -> bool:
+        """Whether others pass this step, so that a failure there is the file's own."""
+        return self._health.proven(delivery, step, self._clock())
+
+    def starts(self, delivery: DeliveryId, inbox: InboxName) -> None:
+        """A delivery goes, as a probe where there is a pause."""
+        self._health.starts(delivery, inbox)
+
+    def ends(self, delivery: DeliveryId) -> None:
+        """Its attempt is over."""
+        self._health.ends(delivery)
+        self.changed.set()
+
+    def passed(self, delivery: DeliveryId, inbox: InboxName, step: Step) -> None:
+        """A delivery has a step behind it."""
+        for change in self._health.passed(delivery, inbox, step, self._clock()):
+            self._announce(change)
+
+    def failed(
+        self, delivery: DeliveryId, inbox: InboxName, error: DeliveryError, *, strike: bool, alone: bool
+    ) -> tuple[DeliveryId, ...]:
+        """An attempt met an error; returns whose strikes were no fault of the file and are to be taken back."""
+        known = {scope: self._health.pause_of(scope) for scope in (None, inbox)}
+        changes = self._health.failed(
+            delivery, inbox, error, strike=strike, alone=alone, now=self._clock(), jitter=self._chance.random()
+        )
+        for change in changes:
+            before = known[change.inbox]
+            if before is None or before.failure.reason is not change.pause.failure.reason:
+                self._announce(change)
+        return tuple(refund for change in changes for refund in change.refunds)
+
+    def hold(self, error: DeliveryError) -> None:
+        """Begin with the silence that the platform asked an earlier process for."""
+        self._health.failed(
+            DeliveryId(""), InboxName(""), error, strike=False, alone=False, now=self._clock(), jitter=0.0
+        )
+        if pause := self.account():
+            self._announce(Change(pause, None))
+
+    def folder_lost(self, inbox: InboxName, error: InboxError) -> None:
+        """The inbox's folder is in trouble."""
+        if change := self._health.folder_lost(inbox, error, self._clock()):
+            self._announce(change)
+
+    def folder_found(self, inbox: InboxName) -> None:
+        """The inbox's folder is fine again."""
+        if change := self._health.folder_found(inbox):
+            self._announce(change)
+
+    def _announce(self, change: Change) -> None:
+        pause, failure = change.pause, change.pause.failure
+        fields = {"reason": str(failure.reason), "detail": failure.detail}
+        if change.inbox is not None:
+            fields["inbox"] = change.inbox
+        if change.ended:
+            self.ended += 1
+            event = "platform.resumed" if change.inbox is None else "inbox.resumed"
+            log.info(event, **fields, paused_s=round(self._clock() - pause.since, 3))
+        else:
+            event = "platform.paused" if change.inbox is None else "inbox.paused"
+            probe_in_s = self.probe_in_s(pause)
+            retry_in_s = None if probe_in_s is None else round(probe_in_s, 3)
+            log.warning(event, **fields, step=str(failure.step), retry_in_s=retry_in_s)
+        self.changed.set()

@@ -1,0 +1,84 @@
+"""What an earlier process left in `claimed/`, brought together with what the journal remembers of it.
+
+Before the dispatcher takes new files of an inbox, at start and whenever the folder was away. The folder says where a
+file is, the journal what the platform was told; neither is inferred from the other, and what fits to nothing is never
+sent.
+"""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import datetime
+
+from attachd.delivery.filing import Leftover
+from attachd.delivery.lifecycle import Again, Bury, Redo, after_crash
+from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
+from attachd.model import Delivery, DeliveryId, Failed, Failure, Posted, Reason, Sent, Step
+from attachd.ports import Journal, JournalIdentity
+
+
+async def recover(
+    inbox: InboxPlan, journal: Journal, pipeline: Pipeline, *, known: Collection[DeliveryId], now: datetime
+) -> list[Work]:
+    """Settle what needs no network, and return what is to go on; `known` deliveries are in work already.
+
+    Raises InboxError when the folder is in trouble; it may be called again then.
+    """
+    filing = inbox.filing
+    trusted = _made_these_claims(journal.identity, await asyncio.to_thread(filing.journal_of_claims))
+    rows = {row.id: row for row in await journal.unfinished() if row.inbox == inbox.name and row.id not in known}
+    to_go_on: list[Work] = []
+    for leftover in await asyncio.to_thread(lambda: list(filing.leftovers())):
+        if leftover.delivery in known:
+            continue
+        if leftover.name is None:
+            await asyncio.to_thread(filing.drop_claim, leftover.delivery)
+            continue
+        row = rows.pop(leftover.delivery, None) or await _row_of(leftover.delivery, journal)
+        delivery = _as_found(leftover, row, inbox, now)
+        match after_crash(delivery, journal_trusted=trusted):
+            case Again(delivery):
+                to_go_on.append(Work(delivery))
+            case Redo():
+                to_go_on.append(Work(replace(delivery, state=_posted(delivery))))
+            case Bury(failure):
+                await pipeline.bury(Work(delivery), inbox, failure)
+    for row in rows.values():
+        await journal.record(await asyncio.to_thread(_without_file, row, inbox), now)
+    # Only now: had it been signed first, a crash in between would make lost claims look like our own.
+    await asyncio.to_thread(filing.sign_claims, journal.identity)
+    return to_go_on
+
+
+def _made_these_claims(journal: JournalIdentity, signed: JournalIdentity | None) -> bool:
+    return signed is not None and signed.id == journal.id and signed.generation <= journal.generation
+
+
+async def _row_of(delivery: DeliveryId, journal: Journal) -> Delivery | None:
+    entry = await journal.find(delivery)
+    return entry.delivery if entry else None
+
+
+def _as_found(leftover: Leftover, row: Delivery | None, inbox: InboxPlan, now: datetime) -> Delivery:
+    assert leftover.name is not None
+    assert leftover.version is not None
+    if row is None:
+        return Delivery(leftover.delivery, inbox.name, leftover.name, leftover.version, claimed_at=now)
+    return replace(row, inbox=inbox.name)  # it may have been renamed in the config
+
+
+def _posted(delivery: Delivery) -> Posted:
+    assert isinstance(delivery.state, Posted | Sent)
+    return Posted(delivery.state.upload, delivery.state.receipt)
+
+
+def _without_file(row: Delivery, inbox: InboxPlan) -> Delivery:
+    """A delivery whose file is not claimed any more: it was filed and that not recorded, or somebody took it away."""
+    filed_as = inbox.filing.find_filed(row.name, row.version)
+    if isinstance(row.state, Posted):
+        return replace(row, state=Sent(row.state.upload, row.state.receipt, filed_as or ""), next_try_at=None)
+    if filed_as and row.last_failure:
+        failure = row.last_failure
+    else:
+        failure = Failure(Reason.VANISHED, "the claimed file was gone when attachd started", Step.CHECK)
+    return replace(row, state=Failed(failure, filed_as or ""), next_try_at=None, last_failure=failure)
