@@ -52,7 +52,6 @@ class Dispatcher:
         *,
         concurrency: int,
         now: Callable[[], datetime],
-        clock: Callable[[], float],
         chance: random.Random,
         new_id: Callable[[], DeliveryId],
     ) -> None:
@@ -63,11 +62,10 @@ class Dispatcher:
         self._rules = rules
         self._concurrency = concurrency
         self._now = now
-        self._clock = clock
         self._chance = chance
         self._new_id = new_id
         self._waiting: dict[DeliveryId, Work] = {}
-        self._under_way: dict[DeliveryId, Work] = {}
+        self._attempts: dict[DeliveryId, tuple[Work, asyncio.Task[None]]] = {}
         self._busy: Counter[InboxName] = Counter()
         self._slots = Slots(CLAIMED_PER_WORKER * concurrency, self._allowance)
         self._slots.serve(list(inboxes))
@@ -80,11 +78,25 @@ class Dispatcher:
 
     async def recover(self, inbox: InboxName) -> int:
         """Go on with what an earlier process had claimed; returns how many files that are. Raises InboxError."""
-        known = self._waiting.keys() | self._under_way.keys()
+        known = self._waiting.keys() | self._attempts.keys()
         found = await recover(self._inboxes[inbox], self._journal, self._pipeline, known=known, now=self._now())
         self._slots.hold(inbox, len(found))
         self._take_in(found)
         return len(found)
+
+    async def found(self, inbox: InboxName) -> None:
+        """The inbox's folder, which was lost, may be back: go on with it. Raises InboxError when it is not."""
+        filing = self._inboxes[inbox].filing
+        if await asyncio.to_thread(filing.is_current):
+            await asyncio.to_thread(filing.check)
+        else:
+            # Attempts hold descriptors of the old folder; the inbox is paused, so no new ones begin.
+            if holding := [task for work, task in self._attempts.values() if work.delivery.inbox == inbox]:
+                await asyncio.wait(holding)
+            await asyncio.to_thread(filing.close)
+            await asyncio.to_thread(filing.open)
+        await self.recover(inbox)
+        self._pauses.folder_found(inbox)
 
     async def offer(self, inbox: InboxName, pick: Pick) -> Sequence[tuple[Sighting, ClaimResult]]:
         """Claim what `pick` names when it is this inbox's turn and slots are free. Raises InboxError."""
@@ -151,7 +163,7 @@ class Dispatcher:
 
     def under_way(self) -> Sequence[Work]:
         """What is being attempted."""
-        return list(self._under_way.values())
+        return [work for work, _ in self._attempts.values()]
 
     def waiting(self) -> Sequence[Work]:
         """What is claimed and waits for its turn or its next try."""
@@ -161,7 +173,7 @@ class Dispatcher:
         """Begin what may begin; returns in how many seconds to look again, None when only an event can change
         anything.
         """
-        while not self._stopping and len(self._under_way) < self._concurrency:
+        while not self._stopping and len(self._attempts) < self._concurrency:
             waits = [(self._wait_s(work), work) for work in self._waiting.values()]
             due = [work for wait_s, work in waits if wait_s <= 0]
             if not due:
@@ -201,12 +213,12 @@ class Dispatcher:
     def _start(self, work: Work, attempts: asyncio.TaskGroup) -> None:
         delivery = work.delivery
         del self._waiting[delivery.id]
-        self._under_way[delivery.id] = work
         self._busy[delivery.inbox] += 1
         self._idle.clear()
         self._pauses.starts(delivery.id, delivery.inbox)
         work.delivery = replace(delivery, tries=delivery.tries + 1, next_try_at=None)
-        attempts.create_task(self._attempt(work), name=f"delivery {delivery.id}")
+        task = attempts.create_task(self._attempt(work), name=f"delivery {delivery.id}")
+        self._attempts[delivery.id] = (work, task)
 
     async def _attempt(self, work: Work) -> None:
         inbox = self._inboxes[work.delivery.inbox]
@@ -231,7 +243,7 @@ class Dispatcher:
             rules=self._rules,
         )
         strike = isinstance(verdict, Again) and verdict.delivery.strikes > delivery.strikes
-        alone = len(self._waiting) + len(self._under_way) == 1
+        alone = len(self._waiting) + len(self._attempts) == 1
         self._refund(self._pauses.failed(delivery.id, delivery.inbox, error, strike=strike, alone=alone))
         if isinstance(verdict, Bury):
             work.burial = verdict.failure
@@ -247,19 +259,20 @@ class Dispatcher:
 
     def _refund(self, refunds: Sequence[DeliveryId]) -> None:
         for delivery_id in refunds:
-            if work := self._waiting.get(delivery_id) or self._under_way.get(delivery_id):
+            attempt = self._attempts.get(delivery_id)
+            if work := attempt[0] if attempt else self._waiting.get(delivery_id):
                 work.delivery = replace(work.delivery, strikes=max(0, work.delivery.strikes - 1))
 
     def _ends(self, work: Work) -> None:
         delivery = work.delivery
-        del self._under_way[delivery.id]
+        del self._attempts[delivery.id]
         self._busy[delivery.inbox] -= 1
         if delivery.finished:
             self._slots.give_back(delivery.inbox, 1)
             self._log_finished(delivery)
         else:
             self._waiting[delivery.id] = work
-        if not self._under_way:
+        if not self._attempts:
             self._idle.set()
         self._pauses.ends(delivery.id)
 

@@ -97,6 +97,49 @@ class Filing:
                 self.close()
                 raise
 
+    def inspect(self) -> list[str]:
+        """What would keep `open` from working, in words; makes and locks nothing."""
+        try:
+            root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            return [f"{self._path}: {error.strerror}; make the folder, or correct the path"]
+        try:
+            problems = []
+            if not os.access(self._path, os.R_OK | os.W_OK | os.X_OK):
+                problems.append(f"{self._path} cannot be listed and written by this user; {_LOCKED[1]}")
+            if os.fstatvfs(root).f_flag & os.ST_RDONLY:
+                problems.append(f"{self._path} is mounted read-only")
+            for folder in (OWN_FOLDER, self._sent, self._failed):
+                problems.extend(self._inspect_folder(root, folder))
+        finally:
+            os.close(root)
+        return problems
+
+    def _inspect_folder(self, root: int, name: str) -> list[str]:
+        try:
+            found = os.stat(name, dir_fd=root, follow_symlinks=False)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            return [f"{self._path / name}: {error.strerror}"]
+        if not stat.S_ISDIR(found.st_mode):
+            return [f"{self._path / name} is not a folder; attachd needs it to be one"]
+        if found.st_dev != os.fstat(root).st_dev:
+            return [f"{self._path / name} {_OTHER_FILESYSTEM}"]
+        if name == OWN_FOLDER and found.st_uid != os.geteuid():
+            return [f"{self._path / name} belongs to user {found.st_uid}; only that user can run attachd here"]
+        return []
+
+    def is_current(self) -> bool:
+        """Whether what is held is still what lies at the inbox's path. Raises InboxError when nothing does."""
+        with self._trouble("look at"):
+            return self._root != _NO_FOLDER and self._still_there()
+
+    def check(self) -> None:
+        """Raise InboxError unless files could be claimed and filed now."""
+        with self._trouble("write to"):
+            self._lay_ballast()
+
     def close(self) -> None:
         """Let go of the folders; safe to call twice."""
         for descriptor in (self._claimed, self._own, self._root):
@@ -148,10 +191,7 @@ class Filing:
 
     def _same_filesystem(self, found: os.stat_result, name: str) -> None:
         if found.st_dev != os.fstat(self._root).st_dev:
-            detail = (
-                f"{self._path / name} lies on another filesystem than the inbox, so files could not be moved there in "
-                "one step; put it on the same one"
-            )
+            detail = f"{self._path / name} {_OTHER_FILESYSTEM}"
             raise InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
 
     # --- which journal --------------------------------------------------------------------------------------------
@@ -559,6 +599,9 @@ def _open_for_writing(opened: int) -> bool:
     return False
 
 
+_OTHER_FILESYSTEM = (
+    "lies on another filesystem than the inbox, so files could not be moved there in one step; put it on the same one"
+)
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _GONE = (Reason.FOLDER_MISSING, "is the share mounted? Its files wait until the folder is back")

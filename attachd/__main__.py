@@ -1,0 +1,5 @@
+"""`python -m attachd`."""
+
+from attachd.cli import main
+
+main()

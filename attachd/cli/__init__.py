@@ -1,0 +1,185 @@
+"""The commands: words in, words out, and the one table of exit codes."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import uvloop
+
+from attachd import __version__, telemetry
+from attachd.config import Config, json_schema, load
+from attachd.errors import ConfigError, JournalBusy, JournalError
+
+T = TypeVar("T")
+
+
+class Exit(IntEnum):
+    """What scripts and systemd are told; the numbers above 64 are those of sysexits.h."""
+
+    DONE = 0
+    FAILED = 1
+    """A delivery or a check failed."""
+    USAGE = 2
+    """Given by click."""
+    UNREACHABLE = 69
+    """The command needs the platform, and it does not answer."""
+    BUSY = 75
+    """Another attachd holds the lock."""
+    CONFIG = 78
+    """The config cannot be used; nothing was started."""
+
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "config_file",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The configuration, YAML; config.example.yaml shows every key.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="attachd")
+def main() -> None:
+    """A file dropped into an inbox folder becomes a Genesys Cloud web messaging conversation with the file attached."""
+
+
+@main.command()
+@config_option
+def run(config_file: Path) -> None:
+    """Watch the inboxes and deliver, in the foreground, until SIGTERM or SIGINT."""
+    from attachd.daemon import Daemon
+    from attachd.sdnotify import Notifier
+
+    settings = _loaded(config_file)
+    _log_to_stdout(settings)
+    daemon = Daemon(settings, config_file, os.environ)
+    with Notifier(os.environ) as notifier:
+        run_loop(daemon.run(notifier), problem="nothing was started")
+
+
+@main.command()
+@click.option(
+    "-c", "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="The configuration."
+)
+@click.option("--offline", is_flag=True, help="Ask the platform nothing.")
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON Schema of the configuration, for editors, and do nothing else."
+)
+def check(config_file: Path | None, offline: bool, schema: bool) -> None:
+    """Find what is wrong before the first file: configuration, folders, credentials."""
+    if schema:
+        click.echo(json.dumps(json_schema(), indent=2))
+        return
+    if config_file is None:
+        raise click.UsageError("missing option -c/--config FILE (or --schema)")
+    from attachd.cli.check import check_all
+
+    settings = _loaded(config_file)
+    sys.exit(run_loop(check_all(settings, config_file, offline=offline)))
+
+
+@main.command()
+@config_option
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("--inbox", metavar="NAME", help="Whose queue, message and types count. Default: the first inbox.")
+@click.option(
+    "--message", metavar="TEXT", help="Instead of the inbox's message; $name $inbox $size $received $id stand in."
+)
+def send(config_file: Path, files: tuple[Path, ...], inbox: str | None, message: str | None) -> None:
+    """Send files at once and leave them where they are."""
+    from attachd.cli.send import send_all
+
+    settings = _loaded(config_file)
+    chosen = next((known for known in settings.inboxes if inbox in (None, known.name)), None)
+    if chosen is None:
+        names = ", ".join(known.name for known in settings.inboxes)
+        raise click.UsageError(f"no inbox is called {inbox!r}; there is: {names}")
+    sys.exit(run_loop(send_all(settings, chosen, files, message)))
+
+
+@main.command()
+@click.option("--port", default=8700, show_default=True, help="0 lets the system choose.")
+@click.option(
+    "--inbox", default="/srv/attachd/claims", show_default=True, metavar="FOLDER", help="For the printed config."
+)
+@click.option("--strict", is_flag=True, help="A storage that refuses unsigned x-amz-* headers, as S3 does.")
+def sandbox(port: int, inbox: str, strict: bool) -> None:
+    """Run a local platform and print the config that points to it."""
+    from attachd.sandbox import Sandbox, SandboxSettings, serve
+
+    def announce(running: Sandbox) -> None:
+        click.echo(f"# A platform for trying things out, on {running.api_url}; it ends with Ctrl-C.")
+        click.echo("# Save what follows as config.yaml, make the folder, then: attachd run -c config.yaml\n")
+        click.echo(running.config_yaml(inbox))
+
+    async def until_stopped() -> None:
+        await serve(SandboxSettings(strict_storage=strict), port, announce, asyncio.Event())
+
+    run_loop(until_stopped())
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Keep the folder of the demo and say where it is.")
+def demo(keep: bool) -> None:
+    """Sandbox, daemon and sample documents, shown live; ends by itself with a summary."""
+    from attachd.demo import show
+
+    sys.exit(Exit.DONE if run_loop(show(keep=keep)) else Exit.FAILED)
+
+
+def _loaded(config_file: Path) -> Config:
+    try:
+        settings = load(config_file, os.environ)
+    except ConfigError as error:
+        _refuse_config(error, "nothing was started")
+    telemetry.redact("client secret", settings.platform.client_secret.get_secret_value())
+    return settings
+
+
+def _log_to_stdout(settings: Config) -> None:
+    as_json = settings.log.format == "json" or (settings.log.format == "auto" and not sys.stdout.isatty())
+    telemetry.configure(level=settings.log.level, json=as_json, stream=sys.stdout)
+
+
+def run_loop(work: Coroutine[Any, Any, T], *, problem: str = "nothing was done") -> T:
+    """Run a command's coroutine; what an operator can mend is said in words, a bug comes through."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.get_loop().set_exception_handler(telemetry.loop_exception_handler)
+            return runner.run(work)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ConfigError as error:
+        _refuse_config(error, problem)
+    except JournalBusy as error:
+        _refuse(str(error), Exit.BUSY)
+    except JournalError as error:
+        _refuse(str(error), Exit.FAILED)
+    except ExceptionGroup as group:
+        broken, others = group.split(JournalError)
+        if broken is None or others is not None:
+            raise
+        _refuse(f"the journal failed, and without memory nothing may be sent: {_first(broken)}", Exit.FAILED)
+
+
+def _first(group: BaseException) -> BaseException:
+    return _first(group.exceptions[0]) if isinstance(group, BaseExceptionGroup) else group
+
+
+def _refuse_config(error: ConfigError, consequence: str) -> NoReturn:
+    lines = [f"{error}, {consequence}", *(f"  {problem}" for problem in error.problems)]
+    _refuse("\n".join(lines), Exit.CONFIG)
+
+
+def _refuse(text: str, code: Exit) -> NoReturn:
+    click.echo(telemetry.without_secrets(text), err=True)
+    sys.exit(code)

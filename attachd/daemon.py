@@ -1,0 +1,296 @@
+"""The daemon: builds the parts from the config, owns their tasks, and ends in two phases.
+
+The only place that names concrete classes. From the outside in: an exit stack with the journal, the folders and the
+gateway, opened first and closed last; inside it one task group, which nothing outlives.
+"""
+
+import asyncio
+import contextlib
+import random
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import structlog
+
+from attachd import __version__, config, telemetry
+from attachd.config import Config
+from attachd.delivery.dispatcher import Dispatcher
+from attachd.delivery.filing import OWN_FOLDER, Filing
+from attachd.delivery.lifecycle import Rules
+from attachd.delivery.pauses import Pauses
+from attachd.delivery.pipeline import InboxPlan, Pipeline
+from attachd.errors import AccountError, ConfigError, InboxError, JournalBusy, TransientError
+from attachd.gateway.webchat import Webchat, open_webchat
+from attachd.intake.inbox import InboxIntake, IntakeRules
+from attachd.intake.watch import WatchMode
+from attachd.journal.sqlite import SqliteJournal
+from attachd.model import DeliveryId, InboxName, Reason, Step, delivery_id
+from attachd.sdnotify import Notifier
+
+log = structlog.get_logger("attachd.daemon")
+
+_GREETING = DeliveryId("greeting")
+"""Who speaks to the platform at start, before there is any delivery."""
+
+
+def utcnow() -> datetime:
+    """The time, for records and for people; durations are measured on the monotonic clock."""
+    return datetime.now(UTC)
+
+
+def new_delivery_id() -> DeliveryId:
+    """An id for a delivery that is claimed now."""
+    return delivery_id(time.time_ns() // 1_000_000, secrets.randbits(74))
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Config, client_secret: Callable[[], str], on_hold: Callable[[float, str], None] | None = None
+) -> AsyncIterator[Webchat]:
+    """The gateway that the config names, for as long as the block lasts."""
+    platform = settings.platform
+    async with open_webchat(
+        api_url=platform.api_url,
+        login_url=platform.login_url,
+        client_id=platform.client_id,
+        client_secret=client_secret,
+        requests_per_second=platform.requests_per_second,
+        ca_file=str(platform.ca_file) if platform.ca_file else None,
+        proxy_for=platform.proxy_for,
+        clock=time.monotonic,
+        jitter=random.uniform,
+        on_hold=on_hold,
+    ) as webchat:
+        yield webchat
+
+
+def folders_of(inbox: config.Inbox) -> Filing:
+    """The folders of an inbox, not opened yet."""
+    return Filing(inbox.name, inbox.path, sent=inbox.sent, failed=inbox.failed)
+
+
+class Daemon:
+    """One run of attachd, from the config to the last log record.
+
+    `run` returns after a stop that was asked for; it raises ConfigError (a folder cannot be used), JournalBusy,
+    JournalError.
+    """
+
+    def __init__(self, settings: Config, source: Path, env: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._source = source
+        self._env = env
+        self._secret = settings.platform.client_secret.get_secret_value()
+        self._chance = random.Random()  # noqa: S311  spreads waits, guards nothing
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._holds: asyncio.Queue[tuple[float, str]] = asyncio.Queue()
+        self.ready = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask for the end: once for a gentle one, twice for a quick one."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def run(self, notifier: Notifier) -> None:
+        """Work until asked to stop."""
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            for wanted in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(wanted, self.stop)
+                stack.callback(loop.remove_signal_handler, wanted)
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
+            stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+            inboxes = await self._open_inboxes(stack)
+            journal = await stack.enter_async_context(
+                SqliteJournal.open(self._settings.state_dir, utcnow(), lambda: uuid4().hex)
+            )
+            if journal.replaced:
+                log.error("journal.replaced", detail=journal.replaced)
+            gateway = await stack.enter_async_context(
+                open_gateway(self._settings, lambda: self._secret, lambda *hold: self._holds.put_nowait(hold))
+            )
+            await self._work(journal, gateway, inboxes, notifier)
+        log.info("daemon.stopped", version=__version__)
+
+    async def _open_inboxes(self, stack: AsyncExitStack) -> dict[InboxName, InboxPlan]:
+        """Open all folders, or say of all that cannot be opened why not."""
+        inboxes, problems = {}, []
+        for index, inbox in enumerate(self._settings.inboxes):
+            filing = folders_of(inbox)
+            try:
+                await asyncio.to_thread(filing.open)
+            except InboxError as error:
+                if error.reason is Reason.FOLDER_IN_USE:
+                    raise JournalBusy(str(error)) from error
+                problems.append(f"inboxes[{index}].path: {error}")
+                continue
+            stack.callback(filing.close)
+            inboxes[inbox.name] = InboxPlan(inbox.name, inbox.routing, inbox.message, inbox.allow_types, filing)
+        if problems:
+            raise ConfigError(str(self._source), problems)
+        return inboxes
+
+    async def _work(
+        self, journal: SqliteJournal, gateway: Webchat, inboxes: Mapping[InboxName, InboxPlan], notifier: Notifier
+    ) -> None:
+        settings = self._settings
+        rules = Rules(settings.delivery.max_attempts, settings.delivery.on_unknown_outcome)
+        pauses = Pauses(clock=time.monotonic, chance=self._chance)
+        pipeline = Pipeline(
+            journal,
+            gateway.gateway,
+            rules,
+            max_file_bytes=settings.platform.max_file_size,
+            now=utcnow,
+            passed=pauses.passed,
+        )
+        dispatcher = Dispatcher(
+            journal,
+            pipeline,
+            pauses,
+            inboxes,
+            rules,
+            concurrency=settings.delivery.concurrency,
+            now=utcnow,
+            chance=self._chance,
+            new_id=new_delivery_id,
+        )
+        await self._keep_silence(journal, gateway, pauses)
+        recovered = await self._recover(dispatcher, pauses, inboxes)
+        log.info("daemon.started", version=__version__, inboxes=list(inboxes), recovered=recovered)
+        async with asyncio.TaskGroup() as tasks:
+            intakes = [
+                tasks.create_task(self._intake(inbox, dispatcher, pauses).run(), name=f"intake {inbox.name}")
+                for inbox in settings.inboxes
+            ]
+            working = tasks.create_task(dispatcher.run(), name="dispatcher")
+            services = [
+                tasks.create_task(self._greet(gateway, pauses), name="greeting"),
+                tasks.create_task(self._remember_holds(journal), name="holds"),
+                tasks.create_task(self._feed_watchdog(notifier), name="watchdog"),
+            ]
+            log.info("daemon.ready", version=__version__, inboxes=list(inboxes))
+            notifier.ready(f"watching {len(inboxes)} inboxes")
+            self.ready.set()
+            await self._stop.wait()
+            under_way = len(dispatcher.under_way())
+            log.info("daemon.stopping", version=__version__, in_flight=under_way)
+            notifier.stopping(f"{under_way} files under way")
+            for intake in intakes:  # 1. nothing new comes in
+                intake.cancel()
+            dispatcher.stop()
+            await self._drain(dispatcher)  # 2. what is under way may end
+            for task in (working, *services):  # 3. the journal remembers the rest
+                task.cancel()
+
+    async def _drain(self, dispatcher: Dispatcher) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.delivery.shutdown_grace_s):
+                waits = [asyncio.ensure_future(dispatcher.drained()), asyncio.ensure_future(self._stop_now.wait())]
+                try:
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for wait in waits:
+                        wait.cancel()
+
+    def _intake(self, inbox: config.Inbox, dispatcher: Dispatcher, pauses: Pauses) -> InboxIntake:
+        rules = IntakeRules(
+            path=str(inbox.path),
+            include=inbox.include,
+            exclude=inbox.exclude,
+            recursive=inbox.recursive,
+            settle_s=inbox.settle_s,
+            rescan_s=inbox.rescan_s,
+            watch=WatchMode(inbox.watch),
+            own=frozenset({inbox.sent, inbox.failed, OWN_FOLDER}),
+        )
+        return InboxIntake(
+            inbox.name,
+            rules,
+            dispatcher.offer,
+            lost=pauses.folder_lost,
+            found=dispatcher.found,
+            clock=time.monotonic,
+        )
+
+    async def _recover(self, dispatcher: Dispatcher, pauses: Pauses, inboxes: Mapping[InboxName, InboxPlan]) -> int:
+        recovered = 0
+        for name in inboxes:
+            try:
+                recovered += await dispatcher.recover(name)
+            except InboxError as error:
+                pauses.folder_lost(name, error)  # its intake finds it again
+        return recovered
+
+    # --- the platform ---------------------------------------------------------------------------------------------
+
+    async def _keep_silence(self, journal: SqliteJournal, gateway: Webchat, pauses: Pauses) -> None:
+        """Go on keeping the silence that the platform asked an earlier process for, but never longer than it can
+        mean.
+        """
+        if not (held := await journal.held_until()):
+            return
+        until, detail = held
+        left_s = min((until - utcnow()).total_seconds(), _LONGEST_HOLD_S)
+        if left_s > 0:
+            gateway.gate.hold(left_s, detail)
+            pauses.hold(TransientError(Reason.RATE_LIMITED, detail, Step.TOKEN, retry_after_s=left_s))
+
+    async def _remember_holds(self, journal: SqliteJournal) -> None:
+        while True:
+            seconds, detail = await self._holds.get()
+            now = utcnow()
+            with contextlib.suppress(AccountError):  # no room: only a restart would ask for it
+                await journal.hold_until(now + timedelta(seconds=seconds), detail, now)
+
+    async def _greet(self, gateway: Webchat, pauses: Pauses) -> None:
+        """Find out before the first file whether the platform lets us in, and say so if not; again until it does."""
+        while True:
+            try:
+                await gateway.check_credentials()
+            except (AccountError, TransientError) as error:
+                trouble = AccountError(error.reason, str(error), error.step)
+                pauses.failed(_GREETING, _NO_INBOX, trouble, strike=False, alone=False)
+                if (pause := pauses.account()) is None:
+                    return  # a file got through meanwhile
+                await asyncio.sleep(pauses.probe_in_s(pause) or 1.0)
+                pauses.starts(_GREETING, _NO_INBOX)
+            else:
+                pauses.passed(_GREETING, _NO_INBOX, Step.TOKEN)
+                return
+            finally:
+                pauses.ends(_GREETING)
+
+    # --- signals --------------------------------------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        """Read the config again: a rotated secret is used from now on; what else changed is said to need a restart."""
+        try:
+            found = config.load(self._source, self._env)
+        except ConfigError as error:
+            log.error("daemon.reload_refused", detail=str(error), problems=error.problems)
+            return
+        self._secret = found.platform.client_secret.get_secret_value()
+        telemetry.redact("client secret", self._secret)
+        changed = [key for key in Config.model_fields if getattr(found, key) != getattr(self._settings, key)]
+        log.info("daemon.reloaded", version=__version__, needs_restart=changed)
+
+    async def _feed_watchdog(self, notifier: Notifier) -> None:
+        """Tell systemd that the loop turns; when it hangs, systemd starts the daemon again."""
+        if (interval_s := notifier.watchdog_interval_s) is None:
+            return
+        while True:
+            notifier.watchdog()
+            await asyncio.sleep(interval_s)
+
+
+_NO_INBOX = InboxName("")
+_LONGEST_HOLD_S = 3600.0

@@ -1,0 +1,1 @@
+"""What the platform was told, kept on disk: the journal."""

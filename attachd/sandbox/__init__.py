@@ -1,0 +1,33 @@
+"""A local stand-in for the platform, on real sockets: OAuth, guest API, presigned storage, faults on demand.
+
+It checks the daemon, so it shares no code with it and imports nothing else of attachd. What a request meets, in order:
+
+    exchange (fault drawn, ledger line) ─▶ oauth | webchat | storage (decide) ─▶ exchange (answer or damage)
+
+A second guest protocol stands beside `webchat` on the same ledger, faults and storage.
+"""
+
+from attachd.sandbox.clock import Clock
+from attachd.sandbox.faults import Fault, FaultKind, refuse
+from attachd.sandbox.ledger import Answer, Ledger, Message, Received, StoredObject
+from attachd.sandbox.platform import Sandbox, serve
+from attachd.sandbox.settings import ENHANCED_LIMIT_BYTES, STANDARD_LIMIT_BYTES, SandboxSettings
+from attachd.sandbox.step import Step
+
+__all__ = [
+    "ENHANCED_LIMIT_BYTES",
+    "STANDARD_LIMIT_BYTES",
+    "Answer",
+    "Clock",
+    "Fault",
+    "FaultKind",
+    "Ledger",
+    "Message",
+    "Received",
+    "Sandbox",
+    "SandboxSettings",
+    "Step",
+    "StoredObject",
+    "refuse",
+    "serve",
+]

@@ -1,0 +1,196 @@
+"""The platform as a whole: builds the parts, gives each its place, starts and stops them.
+
+Two ports, as in reality two hosts: one for login, API and control, one for the storage.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from os import PathLike, fspath
+from types import TracebackType
+from typing import Final, Self
+
+from aiohttp import web
+
+from attachd.sandbox.clock import Clock
+from attachd.sandbox.control import Control
+from attachd.sandbox.exchange import Decide, Handler, answering
+from attachd.sandbox.faults import Fault, Faults
+from attachd.sandbox.ids import new_id
+from attachd.sandbox.ledger import Ledger, Message, Received, StoredObject
+from attachd.sandbox.listener import Listener
+from attachd.sandbox.oauth import Login
+from attachd.sandbox.reply import refusal, rendered
+from attachd.sandbox.settings import SandboxSettings, changed
+from attachd.sandbox.step import Step
+from attachd.sandbox.storage import Storage
+from attachd.sandbox.webchat import CONVERSATION_PATH, GUEST_PATH, UPLOAD_PATH, Webchat
+
+_TOKEN_PATH: Final = "/oauth/token"  # noqa: S105 - a path
+
+
+class Sandbox:
+    """A running platform: `async with Sandbox() as sandbox`. What it received outlives the block."""
+
+    def __init__(self, settings: SandboxSettings | None = None, clock: Clock | None = None) -> None:
+        self._settings = settings or SandboxSettings()
+        self._clock = clock or Clock()
+        self._listeners: list[Listener] = []
+        self._api: Listener | None = None
+        self._webchat: Webchat | None = None
+        self.faults = Faults()
+        self.ledger = Ledger(self._clock, counts_only=self._settings.ledger == "counts")
+        self._login = Login(self._current, self.ledger, self._clock)
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        try:
+            self._api = self._listen(settings.port)
+            storage_port = self._listen(settings.storage_port)
+            storage = Storage(self._current, storage_port.authority, self.ledger, self._clock)
+            self._webchat = Webchat(self._current, self._login, storage, self.ledger, self._clock)
+            await self._api.serve(self._api_app(self._webchat))
+            await storage_port.serve(self._storage_app(storage))
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    @property
+    def settings(self) -> SandboxSettings:
+        return self._settings
+
+    @property
+    def api_url(self) -> str:
+        assert self._api is not None, "the sandbox has not been started"
+        return f"http://{self._api.authority}"
+
+    @property
+    def login_url(self) -> str:
+        return self.api_url
+
+    @property
+    def client_id(self) -> str:
+        return self._settings.client_id
+
+    @property
+    def client_secret(self) -> str:
+        return self._settings.client_secret
+
+    @property
+    def queue_id(self) -> str:
+        return self._settings.queue_id
+
+    @property
+    def messages(self) -> list[Message]:
+        return self.ledger.messages
+
+    @property
+    def objects(self) -> list[StoredObject]:
+        return self.ledger.objects
+
+    def messages_for(self, file_name: str) -> list[Message]:
+        return self.ledger.messages_for(file_name)
+
+    def requests(self, step: Step | str) -> list[Received]:
+        return self.ledger.requests(Step(step))
+
+    def on(self, step: Step | str, fault: Fault) -> None:
+        """Arm a fault. Raises ValueError when it cannot happen at this step."""
+        self.faults.arm(Step(step), fault)
+
+    def clear(self) -> None:
+        """Disarm every fault and forget what was received, open sessions included; tokens stay valid."""
+        self.faults.clear()
+        self.ledger.clear()
+        if self._webchat is not None:
+            self._webchat.clear()
+
+    def change(self, **patch: object) -> None:
+        """Change settings at run time, such as `client_secret`. Raises ValueError for what cannot be changed."""
+        self._change(patch)
+
+    def revoke_tokens(self) -> None:
+        self._login.revoke_all()
+
+    async def go_down(self) -> None:
+        """An outage: connections are reset, new ones refused, on the API and the storage. State and ledger stay."""
+        for listener in self._listeners:
+            await listener.go_down()
+
+    async def come_up(self) -> None:
+        for listener in self._listeners:
+            await listener.come_up()
+
+    def config_yaml(self, inbox_path: str | PathLike[str], state_dir: str | PathLike[str] | None = None) -> str:
+        """A minimal attachd configuration that points here."""
+        # A JSON string is a YAML string, whatever the path contains.
+        lines = [
+            "platform:",
+            "  environment: sandbox.invalid   # never a real one, should the two URLs below get lost",
+            f"  login_url: {json.dumps(self.login_url)}",
+            f"  api_url: {json.dumps(self.api_url)}",
+            f"  client_id: {json.dumps(self.client_id)}",
+            f"  client_secret: {json.dumps(self.client_secret)}",
+            f"  queue_id: {json.dumps(self.queue_id)}",
+            "inboxes:",
+            f"  - path: {json.dumps(fspath(inbox_path))}",
+        ]
+        if state_dir is not None:
+            lines.append(f"state_dir: {json.dumps(fspath(state_dir))}")
+        return "\n".join(lines) + "\n"
+
+    def _current(self) -> SandboxSettings:
+        return self._settings
+
+    def _change(self, patch: Mapping[str, object]) -> None:
+        self._settings = changed(self._settings, patch)
+
+    def _listen(self, port: int) -> Listener:
+        listener = Listener(self._settings.host, port)
+        self._listeners.append(listener)
+        return listener
+
+    def _api_app(self, webchat: Webchat) -> web.Application:
+        control = Control(self.faults, self.ledger, self._change, self.revoke_tokens)
+        app = web.Application()
+        app.router.add_post(_TOKEN_PATH, self._answering(Step.TOKEN, self._login.token))
+        app.router.add_post(GUEST_PATH, self._answering(Step.GUEST, webchat.guest))
+        app.router.add_post(UPLOAD_PATH, self._answering(Step.UPLOAD, webchat.upload))
+        app.router.add_post(CONVERSATION_PATH, self._answering(Step.CONVERSATION, webchat.conversation))
+        app.add_routes(control.routes())
+        app.router.add_route("*", "/{path:.*}", _nothing_here)
+        return app
+
+    def _storage_app(self, storage: Storage) -> web.Application:
+        app = web.Application()
+        app.router.add_put("/{key:.*}", self._answering(Step.PUT, storage.put))
+        return app
+
+    def _answering(self, step: Step, decide: Decide) -> Handler:
+        return answering(step, decide, self.faults, self.ledger)
+
+    async def _close(self) -> None:
+        for listener in self._listeners:
+            await listener.close()
+        self._listeners.clear()
+
+
+async def _nothing_here(_: web.Request) -> web.Response:
+    correlation_id = new_id()
+    reply = rendered(refusal(Step.GUEST, 404), Step.GUEST, correlation_id)
+    headers = {**reply.headers, "ININ-Correlation-Id": correlation_id}
+    return web.Response(status=reply.status, body=reply.body, headers=headers)
+
+
+async def serve(settings: SandboxSettings, port: int, announce: Callable[[Sandbox], None], stop: asyncio.Event) -> None:
+    """Run a platform on `port` until `stop` is set; `announce` is called once it listens."""
+    async with Sandbox(replace(settings, port=port)) as sandbox:
+        announce(sandbox)
+        await stop.wait()

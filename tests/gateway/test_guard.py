@@ -1,0 +1,230 @@
+"""The gate: the quota is used and never exceeded, and a silence is kept by everybody."""
+
+import asyncio
+import random
+import time
+from bisect import bisect_left
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attachd.gateway.guard import CATCH_UP_S, Gate, Spacing
+
+from .support import SimulatedLoop, simulated
+
+
+def most_in_a_second(times: list[float]) -> int:
+    """What the strictest server counts: the fullest half-open window of one second, wherever it begins."""
+    return max((bisect_left(times, at + 1.0) - i for i, at in enumerate(times)), default=0)
+
+
+def a_gate(loop: SimulatedLoop, per_second: float, **changes: object) -> Gate:
+    return Gate(per_second, **{"clock": loop.time, "jitter": lambda low, high: low} | changes)  # type: ignore[arg-type]
+
+
+@given(
+    per_second=st.integers(1, 500),
+    pauses=st.lists(st.one_of(st.just(0.0), st.floats(0, 0.05), st.floats(0, 3)), min_size=1, max_size=300),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_second_sees_more_than_the_quota(per_second: int, pauses: list[float]) -> None:
+    """However requests come, however late each is woken: the fullest second stays within the quota."""
+    spacing, now, left = Spacing(per_second), 0.0, []
+    for pause in pauses:
+        now += spacing.wait_s(now) + pause
+        if spacing.wait_s(now) > 0:
+            continue  # the sum above was rounded down: a request would wait once more
+        spacing.take(now)
+        left.append(now)
+    assert most_in_a_second(left) <= per_second
+
+
+@given(per_second=st.integers(20, 300), delays=st.lists(st.floats(0, 0.005), min_size=50, max_size=50))
+@settings(max_examples=50, deadline=None)
+def test_a_few_milliseconds_on_the_way_do_not_break_the_quota(per_second: int, delays: list[float]) -> None:
+    """Requests that take between 0 and 5 ms longer than others still arrive within the quota."""
+    spacing, now, arrived = Spacing(per_second), 0.0, []
+    for i in range(per_second * 3):
+        now += spacing.wait_s(now)
+        spacing.take(now)
+        arrived.append(now + delays[i % 50])
+    assert most_in_a_second(sorted(arrived)) <= per_second
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.001, 0.004])
+def test_at_least_98_percent_of_the_quota_is_used(late_s: float) -> None:
+    """Timers that fire late by milliseconds cost nothing: the next request follows sooner."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        gate, left = a_gate(loop, 100), []
+
+        async def worker() -> None:
+            while loop.time() < end:
+                await gate.admit()
+                loop.spend(late_s if random.random() < 0.5 else 0)  # the loop is busy for a while
+                left.append(loop.time())
+
+        end = loop.time() + 20
+        await asyncio.gather(*(worker() for _ in range(16)))
+        assert len(left) / (left[-1] - left[0]) >= 98
+        assert most_in_a_second(left) <= 100
+
+    simulated(main)
+
+
+def test_a_long_pause_saves_up_no_burst() -> None:
+    """After an idle hour no more may leave at once than the catch-up allows."""
+    spacing = Spacing(100)
+    spacing.take(0.0)
+    at_once = 0
+    while spacing.wait_s(3600.0) == 0:
+        spacing.take(3600.0)
+        at_once += 1
+    assert at_once <= 1 + CATCH_UP_S * 100
+
+
+def test_the_first_come_is_the_first_to_go() -> None:
+    """Waiting is in the order of coming."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        gate, order = a_gate(loop, 10), []
+
+        async def one(number: int) -> None:
+            await gate.admit()
+            order.append(number)
+
+        await asyncio.gather(*(one(number) for number in range(30)))
+        assert order == list(range(30))
+
+    simulated(main)
+
+
+def test_who_gives_up_uses_no_quota() -> None:
+    """Cancelled callers leave the queue: those behind them move up."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        gate, began = a_gate(loop, 10), loop.time()
+        await gate.admit()
+        waiting = [asyncio.ensure_future(gate.admit()) for _ in range(50)]
+        await asyncio.sleep(0.01)
+        for task in waiting[:-1]:
+            task.cancel()
+        await waiting[-1]
+        assert loop.time() - began < 0.3
+        assert all(task.cancelled() for task in waiting[:-1])
+
+    simulated(main)
+
+
+def test_a_silence_stops_those_who_wait_and_those_who_come() -> None:
+    """Nothing leaves between the platform's word and the release, counted or not; then all go, still spaced."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        gate, left = a_gate(loop, 100), []
+
+        async def one(counted: bool) -> None:
+            await gate.admit(counted=counted)
+            left.append(loop.time())
+
+        async with asyncio.TaskGroup() as tasks:
+            for i in range(50):
+                tasks.create_task(one(i % 5 != 0))
+            await asyncio.sleep(0.1)
+            before, held_at = len(left), loop.time()
+            gate.hold(7, "429")
+            assert gate.held_for_s() == pytest.approx(7)
+            for i in range(50):
+                tasks.create_task(one(i % 5 != 0))
+            await asyncio.sleep(6.9)
+            assert len(left) == before
+        assert len(left) == 100
+        assert min(left[before:]) >= held_at + 7
+        assert gate.held_for_s() == 0
+
+    simulated(main)
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.floats(0, 2), st.sampled_from(["ask", "ask", "ask", "plain", "hold", "cancel"]), st.floats(0.1, 5)
+        ),
+        max_size=60,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_nothing_ever_leaves_during_a_silence(steps: list[tuple[float, str, float]]) -> None:
+    """Whatever the order of asking, holding and giving up: none leaves in a silence, and all do at last."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        gate, silences, left, tasks = a_gate(loop, 5), [], [], []
+
+        async def one(counted: bool) -> None:
+            await gate.admit(counted=counted)
+            left.append((loop.time(), counted))
+
+        for pause, what, seconds in steps:
+            await asyncio.sleep(pause)
+            if what == "hold":
+                gate.hold(seconds, "because")
+                silences.append((loop.time(), loop.time() + seconds))
+            elif what == "cancel" and tasks:
+                tasks[len(tasks) // 2].cancel()
+            elif what != "cancel":
+                tasks.append(asyncio.ensure_future(one(what == "ask")))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [at for at, _ in left for begin, end in silences if begin < at < end - 1e-9]
+        assert most_in_a_second([at for at, counted in left if counted]) <= 5
+        assert len(left) >= len(tasks) - sum(1 for _, what, _ in steps if what == "cancel")
+
+    simulated(main)
+
+
+def test_a_silence_that_begins_in_the_very_moment_of_a_turn_is_kept() -> None:
+    """A turn that was given but not yet taken is given back when the platform asks for silence."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        gate = a_gate(loop, 10)
+        await gate.admit()
+        waiting = asyncio.ensure_future(gate.admit())
+        await asyncio.sleep(0)
+        assert gate._timer is not None
+        loop.call_at(gate._timer.when() + 1e-10, gate.hold, 5, "just now")  # after the turn, before its taker wakes
+        began = loop.time()
+        await waiting
+        assert loop.time() - began >= 5
+
+    simulated(main)
+
+
+def test_the_longest_silence_counts_and_randomness_only_adds() -> None:
+    """A shorter word never shortens a silence; up to a tenth, at least up to a second, is added."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        heard: list[tuple[float, str]] = []
+        gate = a_gate(loop, 10, jitter=lambda low, high: high, on_hold=lambda s, why: heard.append((s, why)))
+        gate.hold(100, "long")
+        assert gate.held_for_s() == pytest.approx(110)
+        gate.hold(5, "short")
+        assert gate.held_for_s() == pytest.approx(110)
+        gate.hold(200, "longer")
+        assert heard == [(110, "long"), (220, "longer")]
+        other = a_gate(loop, 10, jitter=lambda low, high: high)
+        other.hold(2, "a moment")
+        assert other.held_for_s() == pytest.approx(3)
+
+    simulated(main)
+
+
+async def test_waiting_in_real_time_takes_real_time() -> None:
+    """With the real clock and loop, 40 requests at 200 a second take about a fifth of a second."""
+    gate, began = Gate(200, clock=time.monotonic, jitter=lambda low, high: low), time.monotonic()
+    await asyncio.gather(*(gate.admit() for _ in range(40)))
+    assert 0.18 <= time.monotonic() - began < 1.0
+
+
+def test_a_quota_of_nothing_is_a_mistake() -> None:
+    """Zero requests a second would wait for ever."""
+    with pytest.raises(ValueError):
+        Spacing(0)
