@@ -121,7 +121,7 @@ def _composed(content: bytes, problems: Problems) -> Node | None:
     try:
         node: Node | None = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
-        said = error.problem or ""
+        said = f"{error.context} {error.problem}"
         advice = next((advice for part, advice in _SYNTAX_ADVICE if part in said), None)
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

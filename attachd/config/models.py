@@ -93,6 +93,9 @@ _SIZE_SCHEMA: dict[str, Any] = {
 Seconds: TypeAlias = Annotated[float, BeforeValidator(duration_from), WithJsonSchema(_DURATION_SCHEMA)]
 Bytes: TypeAlias = Annotated[int, BeforeValidator(size_from), WithJsonSchema(_SIZE_SCHEMA)]
 
+# Numbers and booleans may stand there unquoted: they are read as the text they are.
+MetadataValue: TypeAlias = Annotated[str, WithJsonSchema({"type": ["string", "number", "boolean"]})]
+
 
 class _Section(BaseModel):
     """A part of the config. By name or by key: code says `settle_s=0`, the file says `settle: 0s`."""
@@ -280,7 +283,7 @@ class Inbox(_Section):
     skills: tuple[Annotated[Skill, _ReadAsSkillForm], ...] = ()
     """Skills an agent must have. Default: none."""
 
-    metadata: Mapping[str, str] = Field(default_factory=dict)
+    metadata: Mapping[str, MetadataValue] = Field(default_factory=dict)
     """Names and values the platform keeps with the guest session. Default: none."""
 
     message: str = "Document $name attached for review. Please acknowledge."
@@ -447,6 +450,8 @@ def _tidy(part: object) -> None:
         # The titles only repeat the Python names.
         if isinstance(part.get("title"), str):
             del part["title"]
+        if part.get("default", 0) in (None, ""):
+            del part["default"]  # it stands for the environment's value or a derived one; the description says which
         if isinstance(part.get("description"), str):
             part["description"] = " ".join(part["description"].split())
         for inner in part.values():

@@ -32,7 +32,8 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110, 5.6.2
 _MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:[ \t]*;[ \t]*{_TOKEN}=(?:{_TOKEN}|\"[ !#-\[\]-~]*\"))*", re.ASCII)
 _HEADER_NAME = re.compile(_TOKEN, re.ASCII)
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]{0,4094}[!-~])?", re.ASCII)
-_URL = re.compile(r"https?://[!#-;=?-\[\]_a-z~]{1,8192}", re.ASCII)  # printable, no quotes, no backslash, no angles
+# A host without a user name before it, then printable characters without quotes, backslash and angles.
+_URL = re.compile(r"https?://[0-9A-Za-z._:\[\]-]{1,255}(?:[/?][!#-;=?-\[\]_a-z~]{0,8192})?", re.ASCII)
 
 _log = structlog.get_logger(__name__)
 
@@ -159,8 +160,6 @@ class Storage:
     def _objection(self, url: URL, host: str) -> str | None:
         if not host:
             return "names no host"
-        if url.raw_user is not None or url.raw_password is not None:
-            return "carries a user name"
         named = any(host == end or host.endswith("." + end) for end in self._hosts)
         if self._hosts and not named:
             return "leads to a host that platform.upload_hosts does not name"

@@ -432,7 +432,11 @@ class InboxIntake:
         self._left += len(results)
         if self._beyond:
             due = self._table.next_due(now)
-            if self._left >= self._capacity // 2 or due is None or due > now + self._rules.settle_s:
+            if self._left >= self._capacity // 2:
+                # Half a table was delivered since the last scan: that pays for the next one, whatever it takes.
+                self._not_before = min(self._not_before, now)
+                self._look_again()
+            elif due is None or due > now + self._rules.settle_s:
                 self._look_again()
         return bool(results)
 

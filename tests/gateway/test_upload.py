@@ -193,13 +193,13 @@ async def test_done_before_all_was_sent_is_not_done(storage: Storage, wire: Wire
     assert caught.value.reason is Reason.STORAGE_REFUSED
 
 
-class FileChanged(Exception):
+class ReaderError(Exception):
     """What a reader raises; nothing the gateway knows."""
 
 
 @pytest.mark.parametrize("before", [0, 1, 40])
 @pytest.mark.parametrize(
-    "trouble", [FileChanged("shrank"), OSError(5, "I/O error"), FileError(Reason.UNREADABLE, "x", Step.PUT)]
+    "trouble", [ReaderError("shrank"), OSError(5, "I/O error"), FileError(Reason.UNREADABLE, "x", Step.PUT)]
 )
 async def test_what_reading_raises_comes_out_as_it_was(
     storage: Storage, wire: Wire, before: int, trouble: Exception

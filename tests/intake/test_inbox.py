@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,16 @@ from attachd.intake.watch import Watch, WatchMode
 from attachd.model import ClaimResult, Reason, Step
 
 from .conftest import Delivery, Running, slowly, until
+
+FLOOD = """
+import os, sys
+inbox, outside = sys.argv[1:]
+for number in range(10_000):
+    for path in (f"{inbox}/c{number}", f"{outside}/r{number}"):
+        with open(path, "wb") as file:
+            file.write(b"x")
+    os.rename(f"{outside}/r{number}", f"{inbox}/r{number}")
+"""
 
 
 async def test_a_slow_writer_is_waited_for(inbox: Path, delivery: Delivery, running: Running) -> None:
@@ -81,15 +92,9 @@ async def test_a_burst_loses_nothing(inbox: Path, outside: Path, delivery: Deliv
     """20,000 files as fast as they can be made, created and renamed in: each is offered exactly once."""
     intake = await running()
 
-    def flood() -> None:
-        for number in range(10_000):
-            with open(f"{inbox}/c{number}", "wb") as file:
-                file.write(b"x")
-            with open(f"{outside}/r{number}", "wb") as file:
-                file.write(b"x")
-            os.rename(f"{outside}/r{number}", f"{inbox}/r{number}")
-
-    await asyncio.to_thread(flood)
+    # A process of its own, as producers are: it does not slow down when we are busy.
+    producer = await asyncio.create_subprocess_exec(sys.executable, "-c", FLOOD, inbox, outside)
+    assert await producer.wait() == 0
     await until(lambda: len(delivery.contents) >= 20_000, "20,000 files", 25)
     assert len(set(delivery.names)) == len(delivery.names) == 20_000
     assert intake.waiting == 0
@@ -134,6 +139,9 @@ async def test_growing_files_starve_nobody(inbox: Path, delivery: Delivery, runn
             file.close()
 
 
+# watchdog warns of a race that it handles: a folder was watched both by its event and by a walk. As an error the
+# warning would end watchdog's thread.
+@pytest.mark.filterwarnings("ignore:Callback with id:RuntimeWarning")
 async def test_a_new_tree_is_seen_whole(inbox: Path, delivery: Delivery, running: Running) -> None:
     """`mkdir -p` and an immediate write, many times: the observer may be late, the scan is not."""
     await running(recursive=True, rescan_s=1.0)
@@ -225,7 +233,9 @@ async def test_a_folder_that_goes_and_comes_back(inbox: Path, delivery: Delivery
     await until(lambda: delivery.names == ["a.pdf"], "the file in the new folder")
     (inbox / "b.pdf").write_bytes(b"x")
     await until(lambda: delivery.names == ["a.pdf", "b.pdf"], "an event from the new folder")
-    assert (len(delivery.lost), delivery.found, intake.trouble) == (1, 1, None)
+    assert (len(delivery.lost), delivery.found) == (1, 1)
+    await until(lambda: len(intake._table) == 0, "the last result")
+    assert await intake.explain("b.pdf", time.monotonic()) == NotThere()
 
 
 async def test_a_folder_that_is_swapped(inbox: Path, tmp_path: Path, delivery: Delivery, running: Running) -> None:
