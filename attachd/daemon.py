@@ -210,7 +210,7 @@ class Daemon:
             settle_s=inbox.settle_s,
             rescan_s=inbox.rescan_s,
             watch=WatchMode(inbox.watch),
-            own=frozenset({inbox.sent, inbox.failed, OWN_FOLDER}),
+            own=frozenset({inbox.sent.split("/")[0], inbox.failed.split("/")[0], OWN_FOLDER}),
         )
         return InboxIntake(
             inbox.name,

@@ -148,7 +148,12 @@ class RunningDaemon:
     async def all_filed(self, number: int, patience_s: float = PATIENCE_S) -> None:
         """Wait until so many files lie in `sent/` and `failed/` together and none elsewhere."""
         await until(
-            lambda: len(self.sent()) + len(self.failed()) == number and not self.waiting() and not self.claimed(),
+            lambda: (
+                len(self.sent()) + len(self.failed()) == number
+                and not self.waiting()
+                and not self.claimed()
+                and all((self.inbox / "failed" / (name + REASON)).exists() for name in self.failed())
+            ),
             f"{number} files are filed",
             patience_s,
         )

@@ -64,14 +64,15 @@ class Content:
             if not piece:
                 raise _changed("it got shorter while it was uploaded")
             digest.update(piece)
-            yield piece
             offset += len(piece)
+            if offset == size:  # said before the last piece is given out: nobody need ask for more after it
+                self._digest = digest.hexdigest()
+            yield piece
             piece = b""
-        self._digest = digest.hexdigest()
 
     @property
     def sha256(self) -> str:
-        """The hex digest of what `read` gave out when it last came to its end; empty before."""
+        """The hex digest of what `read` gave out when it last came to its last piece; empty before."""
         return self._digest
 
     async def demand(self, sha256: str) -> None:

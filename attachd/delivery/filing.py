@@ -17,6 +17,7 @@ import fcntl
 import os
 import signal
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ class Filing:
         self._root = _NO_FOLDER
         self._own = _NO_FOLDER
         self._claimed = _NO_FOLDER
+        self._drafting = threading.Lock()
+        self.signed = False
+        """Whether this process has signed the claims."""
 
     # --- the folders ---------------------------------------------------------------------------------------------
 
@@ -91,7 +95,10 @@ class Filing:
                     raise InboxError(Reason.FOLDER_IN_USE, detail, Step.FILING) from error
                 self._claimed = self._private_folder(self._own, "claimed")
                 for folder in (self._sent, self._failed):
-                    os.close(self._shared_folder(folder))
+                    try:
+                        os.close(self._shared_folder(folder))
+                    except NotADirectoryError as error:
+                        raise self._no_folder(folder) from error
                 self._lay_ballast()
             except BaseException:
                 self.close()
@@ -133,7 +140,7 @@ class Filing:
     def is_current(self) -> bool:
         """Whether what is held is still what lies at the inbox's path. Raises InboxError when nothing does."""
         with self._trouble("look at"):
-            return self._root != _NO_FOLDER and self._still_there()
+            return self._root != _NO_FOLDER and self._still_there() and self._own_still_there()
 
     def check(self) -> None:
         """Raise InboxError unless files could be claimed and filed now."""
@@ -151,7 +158,10 @@ class Filing:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
             os.fsync(parent)
-        folder = os.open(name, _OPEN_FOLDER, dir_fd=parent)
+        try:
+            folder = os.open(name, _OPEN_FOLDER, dir_fd=parent)
+        except NotADirectoryError as error:
+            raise self._no_folder(OWN_FOLDER) from error
         try:
             found = os.fstat(folder)
             if found.st_uid != os.geteuid():
@@ -159,7 +169,7 @@ class Filing:
                 raise InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
             if stat.S_IMODE(found.st_mode) & 0o077:
                 os.fchmod(folder, 0o700)
-            self._same_filesystem(found, name)
+            self._same_filesystem(folder, name)
         except BaseException:
             os.close(folder)
             raise
@@ -174,7 +184,8 @@ class Filing:
                 try:
                     below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
                 except FileNotFoundError:
-                    os.mkdir(name, 0o700, dir_fd=folder)
+                    with contextlib.suppress(FileExistsError):  # another file's thread was first
+                        os.mkdir(name, 0o700, dir_fd=folder)
                     below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
                     # Not the sticky bit and not writable for everybody: what is filed is nobody's to remove.
                     os.fchmod(below, stat.S_IMODE(inbox.st_mode) & 0o2775 | 0o700)
@@ -183,16 +194,20 @@ class Filing:
                 os.close(folder)
             folder = below
         try:
-            self._same_filesystem(os.fstat(folder), relative)
+            self._same_filesystem(folder, relative)
         except BaseException:
             os.close(folder)
             raise
         return folder
 
-    def _same_filesystem(self, found: os.stat_result, name: str) -> None:
-        if found.st_dev != os.fstat(self._root).st_dev:
+    def _same_filesystem(self, folder: int, name: str) -> None:
+        if os.fstat(folder).st_dev != os.fstat(self._root).st_dev or _mount_of(folder) != _mount_of(self._root):
             detail = f"{self._path / name} {_OTHER_FILESYSTEM}"
             raise InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
+
+    def _no_folder(self, name: str) -> InboxError:
+        detail = f"{self._path / name} is not a folder but a file or a link; attachd needs a folder there, move it away"
+        return InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
 
     # --- which journal --------------------------------------------------------------------------------------------
 
@@ -214,6 +229,7 @@ class Filing:
         note = f"{journal.id} {journal.generation}\n".encode()
         with self._trouble("write"):
             self._with_room(lambda: self._write(self._own, "journal", note, 0o600))
+        self.signed = True
 
     # --- claiming -------------------------------------------------------------------------------------------------
 
@@ -242,7 +258,8 @@ class Filing:
                 results[index] = self._take(delivery, sighting)
                 touched.add(os.path.dirname(sighting.name))
             for folder in touched:
-                with self._folder_of(folder) as parent:
+                # A sub-folder can be gone by now; then nothing can come back in it either.
+                with contextlib.suppress(*_ONE_GONE if folder else ()), self._folder_of(folder) as parent:
                     os.fsync(parent)
         return results
 
@@ -267,29 +284,54 @@ class Filing:
         return ClaimResult.CLAIMED
 
     def _take(self, delivery: DeliveryId, sighting: Sighting) -> Claimed:
-        """Rename into `claimed/<id>`, then look again: between the look and the rename the name may have got another
-        file.
+        """Rename into `claimed/<id>`, then look again: between the look and the rename somebody may have written to the
+        file, or put another one under its name.
         """
         base = os.path.basename(sighting.name)
         folder = os.open(delivery, _OPEN_FOLDER, dir_fd=self._claimed)
         try:
             try:
                 with self._folder_of(os.path.dirname(sighting.name)) as parent:
-                    os.rename(base, base, src_dir_fd=parent, dst_dir_fd=folder)
-            except FileNotFoundError:
+                    try:
+                        os.rename(base, base, src_dir_fd=parent, dst_dir_fd=folder)
+                    except PermissionError:
+                        # An immutable file, or somebody else's in a sticky folder, is no reason to stop the others.
+                        if not os.access(".", os.W_OK | os.X_OK, dir_fd=parent, effective_ids=True):
+                            raise
+                        os.rmdir(delivery, dir_fd=self._claimed)
+                        return Claimed(ClaimResult.UNREADABLE)
+            except _ONE_GONE:
                 os.rmdir(delivery, dir_fd=self._claimed)
                 return Claimed(ClaimResult.GONE)
             found = os.stat(base, dir_fd=folder, follow_symlinks=False)
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            result = self._fit_to_keep(folder, base, found, sighting.version)
+            if result is not ClaimResult.CLAIMED:
                 self._put_back(folder, base, sighting.name)
                 os.rmdir(delivery, dir_fd=self._claimed)
-                return Claimed(ClaimResult.NOT_A_FILE)
-            if (found.st_dev, found.st_ino) != (sighting.version.device, sighting.version.inode):
-                self._sync_file(base, folder)
+                return Claimed(result)
             os.fsync(folder)
             return Claimed(ClaimResult.CLAIMED, version_of(found))
         finally:
             os.close(folder)
+
+    def _fit_to_keep(self, folder: int, base: str, found: os.stat_result, sighted: Version) -> ClaimResult:
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            return ClaimResult.NOT_A_FILE
+        if (found.st_dev, found.st_ino) == (sighted.device, sighted.inode):
+            same = (found.st_size, found.st_mtime_ns) == (sighted.size, sighted.mtime_ns)  # the rename changed the ctime
+            return ClaimResult.CLAIMED if same else ClaimResult.CHANGED
+        # Another file was put there whole, as a producer that renames over its own does; or it is only begun.
+        try:
+            opened = os.open(base, _OPEN, dir_fd=folder)
+        except OSError as error:
+            return _refusal(error)
+        try:
+            if _open_for_writing(opened):
+                return ClaimResult.BUSY
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+        return ClaimResult.CLAIMED
 
     def _put_back(self, folder: int, base: str, name: str) -> None:
         with self._folder_of(os.path.dirname(name)) as parent:
@@ -392,15 +434,26 @@ class Filing:
         with self._claim_of(delivery) as folder:
             os.stat(base, dir_fd=folder, follow_symlinks=False)  # not there: the caller's to explain
             with self._trouble("file into"):
-                filed = self._with_room(lambda: self._move_to(folder, base, relative))
+                try:
+                    filed = self._with_room(lambda: self._move_to(folder, base, relative))
+                except NotADirectoryError:
+                    # A file was filed earlier under the name that is now a sub-folder's.
+                    relative = target
+                    filed = self._with_room(lambda: self._move_to(folder, base, relative))
                 os.fsync(folder)
         self.drop_claim(delivery)
         return os.path.join(relative, filed)
 
     def _move_to(self, folder: int, base: str, relative: str) -> str:
+        # A name that ends as reasons do could be taken for the reason of another file, and be replaced by it.
+        first = 2 if base.endswith(_REASON) and _is_below(relative, self._failed) else 1
         destination = self._shared_folder(relative)
         try:
-            filed = _rename_to_free_name(folder, base, destination)
+            filed = _second_link(folder, base, destination)
+            if filed is None:
+                filed = _rename_to_free_name(folder, base, destination, first)
+            else:
+                os.unlink(base, dir_fd=folder)
             os.fsync(destination)
         finally:
             os.close(destination)
@@ -447,33 +500,39 @@ class Filing:
         held, found = os.fstat(self._root), os.stat(self._path)
         return (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)
 
-    def _sync_file(self, base: str, folder: int) -> None:
-        opened = os.open(base, _OPEN, dir_fd=folder)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+    def _own_still_there(self) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            for parent, name, held in ((self._root, OWN_FOLDER, self._own), (self._own, "claimed", self._claimed)):
+                found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if not os.path.samestat(os.fstat(held), found):
+                    return False
+            return True
+        return False
 
     def _write(self, folder: int, name: str, content: bytes, mode: int) -> None:
         """Write a small file of ours whole or not at all."""
-        draft = os.open(".draft", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._own)
-        try:
-            os.fchmod(draft, mode)
-            os.write(draft, content)
-            os.fsync(draft)
-        finally:
-            os.close(draft)
-        os.rename(".draft", name, src_dir_fd=self._own, dst_dir_fd=folder)
+        with self._drafting:  # files fail in several threads at once
+            draft = os.open(".draft", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._own)
+            try:
+                os.fchmod(draft, mode)
+                if os.write(draft, content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(draft)
+            finally:
+                os.close(draft)
+            os.rename(".draft", name, src_dir_fd=self._own, dst_dir_fd=folder)
         os.fsync(folder)
 
     def _lay_ballast(self) -> None:
         """Set space aside for moves on a full disk; without it nothing more is claimed, for it could not be filed."""
-        ballast = os.open("ballast", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._own)
+        # For reading as well: where the filesystem cannot set space aside itself, the C library reads before it writes.
+        ballast = os.open("ballast", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._own)
         try:
             if os.fstat(ballast).st_size < BALLAST_BYTES:
                 os.posix_fallocate(ballast, 0, BALLAST_BYTES)
         except OSError:
-            os.unlink("ballast", dir_fd=self._own)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink("ballast", dir_fd=self._own)
             raise
         finally:
             os.close(ballast)
@@ -508,25 +567,51 @@ def version_of(found: os.stat_result) -> Version:
 
 def numbered(base: str, number: int) -> str:
     """`scan.pdf`, `scan (2).pdf`, `scan (3).pdf`, each short enough for a folder entry."""
+    if number == 1:
+        return base
     stem, extension = os.path.splitext(base)
-    tail = os.fsencode(f" ({number})" if number > 1 else "") + os.fsencode(extension)[: _NAME_MAX // 2]
-    return os.fsdecode(os.fsencode(stem)[: _NAME_MAX - len(tail)] + tail)
+    tail = f" ({number}){_cut(extension, _NAME_MAX // 2)}"
+    return _cut(stem, _NAME_MAX - len(os.fsencode(tail))) + tail
 
 
 def _reason_name(filed: str) -> str:
-    tail = b".reason.txt"
-    return os.fsdecode(os.fsencode(filed)[: _NAME_MAX - len(tail)] + tail)
+    # Of a name too long for it the end is kept: it has the number.
+    kept = _cut(filed, _NAME_MAX - len(_REASON))
+    if kept != filed:
+        end = filed[-_END_OF_NAME:]
+        kept = _cut(filed, _NAME_MAX - len(_REASON) - len(os.fsencode(end))) + end
+    return kept + _REASON
 
 
-def _rename_to_free_name(source: int, base: str, target: int) -> str:
+def _cut(name: str, most_bytes: int) -> str:
+    """The beginning of a name, whole characters only: some filesystems refuse half ones."""
+    while len(os.fsencode(name)) > most_bytes:
+        name = name[:-1]
+    return name
+
+
+def _is_below(relative: str, folder: str) -> bool:
+    return relative == folder or relative.startswith(folder + "/")
+
+
+def _second_link(source: int, base: str, target: int) -> str | None:
+    """The name of a claimed file that a crash left in both folders, where moves are made by hard links."""
+    found = os.stat(base, dir_fd=source, follow_symlinks=False)
+    if found.st_nlink > 1:
+        with os.scandir(target) as entries:
+            return next((entry.name for entry in entries if entry.inode() == found.st_ino), None)
+    return None
+
+
+def _rename_to_free_name(source: int, base: str, target: int, first: int = 1) -> str:
     while True:
-        name = numbered(base, _free_number(target, base))
+        name = numbered(base, _free_number(target, base, first))
         with contextlib.suppress(FileExistsError):  # somebody else took it meanwhile
             _rename_no_replace(source, base, target, name)
             return name
 
 
-def _free_number(folder: int, base: str) -> int:
+def _free_number(folder: int, base: str, first: int) -> int:
     """A free number, found without asking for each one below it: a scanner may use one name for years."""
 
     def taken(number: int) -> bool:
@@ -536,9 +621,9 @@ def _free_number(folder: int, base: str) -> int:
             return False
         return True
 
-    if not taken(1):
-        return 1
-    low, high = 1, 2
+    if not taken(first):
+        return first
+    low, high = first, first * 2
     while taken(high):
         low, high = high, high * 2
     while high - low > 1:
@@ -578,6 +663,8 @@ def _refusal(error: OSError) -> ClaimResult:
             return ClaimResult.NOT_A_FILE
         case errno.EACCES | errno.EPERM:
             return ClaimResult.UNREADABLE
+        case errno.EAGAIN | errno.EBUSY | errno.ETXTBSY:
+            return ClaimResult.BUSY  # under a lease of a file server, or locked by a program on another host
         case _:
             raise error
 
@@ -599,8 +686,18 @@ def _open_for_writing(opened: int) -> bool:
     return False
 
 
+def _mount_of(folder: int) -> str:
+    """Which mount a folder was opened through: between two mounts of one filesystem nothing can be renamed either."""
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{folder}", encoding="ascii") as lines:
+        return next((line for line in lines if line.startswith("mnt_id:")), "")
+    return ""
+
+
+_REASON = ".reason.txt"
+_END_OF_NAME = 40
+_ONE_GONE = (FileNotFoundError, NotADirectoryError)
 _OTHER_FILESYSTEM = (
-    "lies on another filesystem than the inbox, so files could not be moved there in one step; put it on the same one"
+    "lies on another filesystem or mount than the inbox, so files could not be moved there in one step; put it on the same one"
 )
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime
 
-from attachd.delivery.filing import Leftover
+from attachd.delivery.filing import Filing, Leftover
 from attachd.delivery.lifecycle import Again, Bury, Redo, after_crash
 from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
 from attachd.model import Delivery, DeliveryId, Failed, Failure, Posted, Reason, Sent, Step
@@ -25,7 +25,7 @@ async def recover(
     Raises InboxError when the folder is in trouble; it may be called again then.
     """
     filing = inbox.filing
-    trusted = _made_these_claims(journal.identity, await asyncio.to_thread(filing.journal_of_claims))
+    trusted = await asyncio.to_thread(_made_these_claims, journal.identity, filing)
     rows = {row.id: row for row in await journal.unfinished() if row.inbox == inbox.name and row.id not in known}
     to_go_on: list[Work] = []
     for leftover in await asyncio.to_thread(lambda: list(filing.leftovers())):
@@ -50,8 +50,16 @@ async def recover(
     return to_go_on
 
 
-def _made_these_claims(journal: JournalIdentity, signed: JournalIdentity | None) -> bool:
-    return signed is not None and signed.id == journal.id and signed.generation <= journal.generation
+def _made_these_claims(journal: JournalIdentity, filing: Filing) -> bool:
+    """Whether this is the journal that claimed what lies there.
+
+    Each opening of a journal counts its generation up, so an older copy that was put back has a generation that was
+    signed with already. Only what this process signed itself may bear its own.
+    """
+    signed = filing.journal_of_claims()
+    if signed is None or signed.id != journal.id:
+        return False
+    return signed.generation < journal.generation or (signed == journal and filing.signed)
 
 
 async def _row_of(delivery: DeliveryId, journal: Journal) -> Delivery | None:
