@@ -209,10 +209,14 @@ class Posting:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """The platform has accepted the message: never post again, only the move is left."""
+    """The platform has accepted the message: never post again, only the move is left.
+
+    `posts` is how often it was given to the network: more than once means that an agent may see it twice.
+    """
 
     upload: Upload
     receipt: Receipt
+    posts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +226,7 @@ class Sent:
     upload: Upload
     receipt: Receipt
     filed_as: str
+    posts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ later.
 
 import asyncio
 import codecs
+import contextlib
 import fnmatch
 import hashlib
 import mimetypes
 import os
 import unicodedata
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import puremagic
 
@@ -21,6 +22,7 @@ from attachd.model import Document, Reason, Step
 
 PIECE_BYTES = 256 * 1024
 _HEAD_BYTES = 4096  # nothing attachd tells apart is decided by later bytes
+_EXTENSION_CHARACTERS = 15
 _NAME_CHARACTERS = 128  # ours, far below the 1,024 that the platform is said to allow
 
 
@@ -55,12 +57,14 @@ class Content:
     async def read(self) -> AsyncIterator[bytes]:
         """The document's bytes in pieces, exactly as many as it said; `sha256` is theirs afterwards.
 
-        Raises TransientError (changed) when the file got shorter: that must not look like an outage.
+        Raises TransientError: changed, when the file got shorter (that must not look like an outage); unreadable.
         """
         digest = hashlib.sha256()
         offset, size, piece = 0, self.document.size, self._first
         while offset < size:
-            piece = piece or await asyncio.to_thread(os.pread, self._opened, min(PIECE_BYTES, size - offset), offset)
+            with _unreadable():
+                wanted = min(PIECE_BYTES, size - offset)
+                piece = piece or await asyncio.to_thread(os.pread, self._opened, wanted, offset)
             if not piece:
                 raise _changed("it got shorter while it was uploaded")
             digest.update(piece)
@@ -76,8 +80,10 @@ class Content:
         return self._digest
 
     async def demand(self, sha256: str) -> None:
-        """Raise TransientError (changed) unless the file still has the content with this digest."""
-        if await asyncio.to_thread(digest_of, self._opened) != sha256:
+        """Raise TransientError (changed, unreadable) unless the file still has the content with this digest."""
+        with _unreadable():
+            found = await asyncio.to_thread(digest_of, self._opened)
+        if found != sha256:
             raise _changed("it was changed after it was uploaded")
 
     def close(self) -> None:
@@ -94,6 +100,16 @@ def digest_of(opened: int) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def _unreadable() -> Iterator[None]:
+    """A disk or share that fails under one file must not end the daemon."""
+    try:
+        yield
+    except OSError as error:
+        detail = f"the file cannot be read: {error.strerror or error}"
+        raise TransientError(Reason.UNREADABLE, detail, Step.CHECK) from error
+
+
 def _changed(what: str) -> TransientError:
     return TransientError(Reason.CHANGED, f"the file is not what it was: {what}; it starts over", Step.CHECK)
 
@@ -107,10 +123,15 @@ def platform_name(name: str) -> str:
     On disk the name stays what it is, byte for byte.
     """
     readable = os.fsencode(os.path.basename(name)).decode("utf-8", "replace")
-    kept = "".join(c for c in unicodedata.normalize("NFC", readable) if _may_be_told(c))
-    stem, extension = os.path.splitext(" ".join(kept.split()))
-    extension = extension[:16]
-    return (stem[: _NAME_CHARACTERS - len(extension)].strip() or "document") + extension
+    kept = "".join(c for c in readable if _may_be_told(c))
+    # Normalised last: what was between two characters and fell out can have kept them apart.
+    whole = unicodedata.normalize("NFC", " ".join(kept.split()))
+    stem, dot, extension = whole.rpartition(".")
+    if " " in extension or len(extension) > _EXTENSION_CHARACTERS:  # a sentence with a full stop in it
+        stem, dot, extension = whole, "", ""
+    if not stem.strip(" ."):
+        stem = "document"
+    return stem[: _NAME_CHARACTERS - len(dot + extension)].strip() + dot + extension
 
 
 def _may_be_told(character: str) -> bool:
@@ -122,10 +143,10 @@ def _may_be_told(character: str) -> bool:
 
 # What most files are, told by bytes that nothing else begins with; asking the library takes half a millisecond a file.
 _PLAIN_SIGNATURES = {
-    b"%PDF-": "application/pdf",
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
-    b"GIF8": "image/gif",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
     b"{\\rtf": "application/rtf",
     # The library knows these and gives them no type.
     b"\x7fELF": "application/x-executable",
@@ -137,6 +158,8 @@ _USUAL_NAMES = {
     "application/mspowerpoint": "application/vnd.ms-powerpoint",
     "application/excel": "application/vnd.ms-excel",
 }
+_BEFORE_A_PDF = b"\xef\xbb\xbf \t\r\n\0"  # some scanners begin with an empty line, and every reader takes it
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _TEXT_TYPES = ("text/", "message/rfc822", "application/json", "application/xml", "application/x-ndjson")
 
 
@@ -144,6 +167,8 @@ def content_type(head: bytes, name: str) -> str:
     """The MIME type of a file that begins with `head` (up to 4 KiB); its name only chooses among what the bytes
     allow.
     """
+    if head.lstrip(_BEFORE_A_PDF).startswith(b"%PDF-"):
+        return "application/pdf"
     for signature, kind in _PLAIN_SIGNATURES.items():
         if head.startswith(signature):
             return kind
@@ -169,9 +194,13 @@ def _candidates(head: bytes) -> list[tuple[str, str]]:
 
 def _is_text(head: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)  # the last character may be cut in two
+        # The last character may be cut in two.
+        text = codecs.getincrementaldecoder("utf-16" if head.startswith(_UTF_16) else "utf-8-sig")().decode(head)
     except UnicodeDecodeError:
-        return False
+        # One of the 8-bit alphabets that offices still export: mostly ASCII.
+        text = head.decode("latin-1")
+        if sum(c > "\x7f" for c in text) * 3 > len(text):
+            return False
     return not any(c < " " and c not in "\t\n\r\f\x1b" for c in text)
 
 

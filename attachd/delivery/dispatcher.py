@@ -108,7 +108,8 @@ class Dispatcher:
             at = self._now()
             for (delivery_id, sighting), claim in zip(wanted, claims, strict=True):
                 if claim.version is not None:
-                    claimed.append(Work(Delivery(delivery_id, inbox, sighting.name, claim.version, at)))
+                    delivery = Delivery(delivery_id, inbox, sighting.name, claim.version, at)
+                    claimed.append(Work(delivery, self._inboxes[inbox].filing.identity()))
                     log.info(
                         "file.claimed",
                         inbox=inbox,
@@ -305,7 +306,7 @@ class Dispatcher:
     def _log_finished(self, delivery: Delivery) -> None:
         common = {"inbox": delivery.inbox, "delivery_id": delivery.id, "file": delivery.name}
         match delivery.state:
-            case Sent(upload=upload, receipt=receipt, filed_as=filed_as):
+            case Sent(upload=upload, receipt=receipt, filed_as=filed_as, posts=posts):
                 log.info(
                     "file.sent",
                     **common,
@@ -318,6 +319,7 @@ class Dispatcher:
                     attempts=delivery.tries,
                     duration_ms=round((self._now() - delivery.claimed_at).total_seconds() * 1000),
                     moved_to=filed_as,
+                    possible_duplicate=posts > 1,
                 )
             case Failed(failure=failure, filed_as=filed_as):
                 log.error(

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from attachd.delivery.content import digest_of
 from attachd.errors import InboxError
@@ -40,6 +40,10 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc = ctypes.CDLL(None, use_errno=True)
 _Result = TypeVar("_Result")
+
+
+FolderIdentity: TypeAlias = tuple[int, int]
+"""Device and inode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class Filing:
 
     def __init__(self, inbox: InboxName, path: Path, *, sent: str, failed: str) -> None:
         self._inbox = inbox
-        self._path = path
+        self.path = path
         self._sent = sent
         self._failed = failed
         self._root = _NO_FOLDER
@@ -85,13 +89,13 @@ class Filing:
         somebody else owns or that lie on another filesystem.
         """
         with self._trouble("open"):
-            self._root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 self._own = self._private_folder(self._root, OWN_FOLDER)
                 try:
                     fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    detail = f"another attachd works in {self._path}; an inbox belongs to one daemon"
+                    detail = f"another attachd works in {self.path}; an inbox belongs to one daemon"
                     raise InboxError(Reason.FOLDER_IN_USE, detail, Step.FILING) from error
                 self._claimed = self._private_folder(self._own, "claimed")
                 for folder in (self._sent, self._failed):
@@ -107,15 +111,15 @@ class Filing:
     def inspect(self) -> list[str]:
         """What would keep `open` from working, in words; makes and locks nothing."""
         try:
-            root = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            return [f"{self._path}: {error.strerror}; make the folder, or correct the path"]
+            return [f"{self.path}: {error.strerror}; make the folder, or correct the path"]
         try:
             problems = []
-            if not os.access(self._path, os.R_OK | os.W_OK | os.X_OK):
-                problems.append(f"{self._path} cannot be listed and written by this user; {_LOCKED[1]}")
+            if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
+                problems.append(f"{self.path} cannot be listed and written by this user; {_LOCKED[1]}")
             if os.fstatvfs(root).f_flag & os.ST_RDONLY:
-                problems.append(f"{self._path} is mounted read-only")
+                problems.append(f"{self.path} is mounted read-only")
             for folder in (OWN_FOLDER, self._sent, self._failed):
                 problems.extend(self._inspect_folder(root, folder))
         finally:
@@ -128,14 +132,19 @@ class Filing:
         except FileNotFoundError:
             return []
         except OSError as error:
-            return [f"{self._path / name}: {error.strerror}"]
+            return [f"{self.path / name}: {error.strerror}"]
         if not stat.S_ISDIR(found.st_mode):
-            return [f"{self._path / name} is not a folder; attachd needs it to be one"]
-        if found.st_dev != os.fstat(root).st_dev:
-            return [f"{self._path / name} {_OTHER_FILESYSTEM}"]
+            return [f"{self.path / name} is not a folder; attachd needs it to be one"]
+        if found.st_dev != os.fstat(root).st_dev or _mount_of_name(root, name) != _mount_of(root):
+            return [f"{self.path / name} {_OTHER_FILESYSTEM}"]
         if name == OWN_FOLDER and found.st_uid != os.geteuid():
-            return [f"{self._path / name} belongs to user {found.st_uid}; only that user can run attachd here"]
+            return [f"{self.path / name} belongs to user {found.st_uid}; only that user can run attachd here"]
         return []
+
+    def identity(self) -> FolderIdentity:
+        """Which folder this is, whatever path it has."""
+        found = os.fstat(self._root)
+        return found.st_dev, found.st_ino
 
     def is_current(self) -> bool:
         """Whether what is held is still what lies at the inbox's path. Raises InboxError when nothing does."""
@@ -165,7 +174,7 @@ class Filing:
         try:
             found = os.fstat(folder)
             if found.st_uid != os.geteuid():
-                detail = f"{self._path / OWN_FOLDER} belongs to user {found.st_uid}, not to attachd; move it away"
+                detail = f"{self.path / OWN_FOLDER} belongs to user {found.st_uid}, not to attachd; move it away"
                 raise InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
             if stat.S_IMODE(found.st_mode) & 0o077:
                 os.fchmod(folder, 0o700)
@@ -202,11 +211,11 @@ class Filing:
 
     def _same_filesystem(self, folder: int, name: str) -> None:
         if os.fstat(folder).st_dev != os.fstat(self._root).st_dev or _mount_of(folder) != _mount_of(self._root):
-            detail = f"{self._path / name} {_OTHER_FILESYSTEM}"
+            detail = f"{self.path / name} {_OTHER_FILESYSTEM}"
             raise InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
 
     def _no_folder(self, name: str) -> InboxError:
-        detail = f"{self._path / name} is not a folder but a file or a link; attachd needs a folder there, move it away"
+        detail = f"{self.path / name} is not a folder but a file or a link; attachd needs a folder there, move it away"
         return InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
 
     # --- which journal --------------------------------------------------------------------------------------------
@@ -318,7 +327,8 @@ class Filing:
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             return ClaimResult.NOT_A_FILE
         if (found.st_dev, found.st_ino) == (sighted.device, sighted.inode):
-            same = (found.st_size, found.st_mtime_ns) == (sighted.size, sighted.mtime_ns)  # the rename changed the ctime
+            # Not the ctime: the rename changed it.
+            same = (found.st_size, found.st_mtime_ns) == (sighted.size, sighted.mtime_ns)
             return ClaimResult.CLAIMED if same else ClaimResult.CHANGED
         # Another file was put there whole, as a producer that renames over its own does; or it is only begun.
         try:
@@ -488,7 +498,7 @@ class Filing:
     def _claim_of(self, delivery: DeliveryId) -> Iterator[int]:
         with self._trouble("read"):
             if not self._still_there():
-                detail = f"{self._path} is not the folder it was; its claimed files wait until it is back"
+                detail = f"{self.path} is not the folder it was; its claimed files wait until it is back"
                 raise InboxError(Reason.FOLDER_REPLACED, detail, Step.FILING)
         folder = os.open(delivery, _OPEN_FOLDER, dir_fd=self._claimed)
         try:
@@ -497,7 +507,7 @@ class Filing:
             os.close(folder)
 
     def _still_there(self) -> bool:
-        held, found = os.fstat(self._root), os.stat(self._path)
+        held, found = os.fstat(self._root), os.stat(self.path)
         return (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)
 
     def _own_still_there(self) -> bool:
@@ -556,7 +566,7 @@ class Filing:
             yield
         except OSError as error:
             reason, advice = _TROUBLE.get(error.errno or 0, (Reason.FOLDER_NOT_WRITABLE, "see the error"))
-            detail = f"cannot {doing} {self._path}: {error.strerror or error}; {advice}"
+            detail = f"cannot {doing} {self.path}: {error.strerror or error}; {advice}"
             raise InboxError(reason, detail, Step.FILING) from error
 
 
@@ -693,11 +703,20 @@ def _mount_of(folder: int) -> str:
     return ""
 
 
+def _mount_of_name(parent: int, name: str) -> str:
+    folder = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        return _mount_of(folder)
+    finally:
+        os.close(folder)
+
+
 _REASON = ".reason.txt"
 _END_OF_NAME = 40
 _ONE_GONE = (FileNotFoundError, NotADirectoryError)
 _OTHER_FILESYSTEM = (
-    "lies on another filesystem or mount than the inbox, so files could not be moved there in one step; put it on the same one"
+    "lies on another filesystem or mount than the inbox, so files could not be moved there in one step; "
+    "put it on the same one"
 )
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})

@@ -20,13 +20,15 @@ _OPENS_AFTER = 3  # different files in a row; ours
 _PROVEN_FOR_S = 120.0  # ours: so long another file's success speaks for the platform
 _FIRST_PROBE_S = 5.0
 _LONGEST_PROBE_S = 120.0  # about 30 probes an hour, and a delivery at most three minutes after a long outage
+_TURN_S = 1.0  # ours: so much later than the others a file whose probe failed may try again
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
     """Why nothing goes, since when, and when the next probe may (never, by itself, when `until` is infinite).
 
-    `suspect` is set when a single file brought the pause about: then any other file may probe at once.
+    `suspect` is set when a single file brought the pause about: then any other file may probe at once. Those in
+    `tried` have failed as probes, and let the others go first: one of them could be what is wrong.
     """
 
     failure: Failure
@@ -35,6 +37,7 @@ class Pause:
     failed_probes: int = 0
     probe: DeliveryId | None = None
     suspect: DeliveryId | None = None
+    tried: frozenset[DeliveryId] = frozenset()
 
     def wait_s(self, delivery: DeliveryId, now: float) -> float:
         """How long this delivery has to wait before it may go as the probe; infinite while another one is out."""
@@ -42,7 +45,7 @@ class Pause:
             return math.inf
         if self.suspect not in (None, delivery):
             return 0.0
-        return max(0.0, self.until - now)
+        return max(0.0, self.until + (_TURN_S if delivery in self.tried else 0.0) - now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ class Health:
                 return [self._pause(None, delivery, error.failure, now, jitter)]
             case InboxError():
                 return [self._pause(inbox, delivery, error.failure, now, jitter)]
-            case TransientError(retry_after_s=float() as retry_after_s):
+            case TransientError(retry_after_s=float() | int() as retry_after_s):
                 return [self._pause(None, delivery, error.failure, now, jitter, at_least_s=retry_after_s)]
             case TransientError() if error.step is not Step.CHECK:
                 return self._count(delivery, error, strike=strike, alone=alone, now=now, jitter=jitter)
@@ -165,8 +168,10 @@ class Health:
         streak = self._streaks.setdefault(error.step, [])
         streak.append((delivery, strike))
         files = {failed for failed, _ in streak}
-        probing = (pause := self._pauses.get(None)) is not None and pause.probe == delivery
-        if not probing and len(files) < _OPENS_AFTER and not (alone and len(streak) >= _OPENS_AFTER):
+        pause = self._pauses.get(None)
+        probing = pause is not None and pause.probe == delivery
+        # What was under way when the pause began fails for the same cause.
+        if pause is None and len(files) < _OPENS_AFTER and not (alone and len(streak) >= _OPENS_AFTER):
             return []
         refunds = tuple(failed for failed, counted in streak if counted)
         del self._streaks[error.step]
@@ -194,11 +199,21 @@ class Health:
             pause = Pause(failure, now, now + wait_s, suspect=suspect)
         elif known.probe == delivery:
             probes = known.failed_probes + 1
-            wait_s = max(at_least_s, (0.5 + jitter) * min(_LONGEST_PROBE_S, _FIRST_PROBE_S * 2.0 ** min(probes, 10)))
-            same = suspect if known.suspect in (None, delivery) else None
-            pause = Pause(failure, known.since, now + wait_s, failed_probes=probes, suspect=same)
+            # Half of what it has lasted: a short outage is over at most half as long again before it is noticed.
+            usual_s = min(_LONGEST_PROBE_S, max(_FIRST_PROBE_S, (now - known.since) / 2))
+            pause = Pause(
+                failure,
+                known.since,
+                # What somebody else was told meanwhile still holds.
+                max(known.until, now + max(at_least_s, (0.5 + jitter) * usual_s)),
+                failed_probes=probes,
+                suspect=suspect if known.suspect == delivery else None,
+                tried=frozenset({delivery}) if delivery in known.tried else known.tried | {delivery},
+            )
         else:  # one that was under way when the pause began
-            pause = replace(known, until=max(known.until, now + at_least_s), suspect=None)
+            # Told to be silent: a probe that is out already was asked too early to end that.
+            probe = None if at_least_s else known.probe
+            pause = replace(known, until=max(known.until, now + at_least_s), suspect=None, probe=probe)
         self._pauses[scope] = pause
         return Change(pause, scope)
 

@@ -32,8 +32,9 @@ MOST_POSTS = 3
 
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 300.0
-_NOT_READY_ON_THE_SAME_UPLOAD = 2
-"""So often a message is posted again for an upload that the platform does not know yet, before the bytes go anew."""
+_NOT_READY_ANEW = 3
+"""Each third try of a message whose upload the platform does not know yet brings the bytes anew, whoever is to
+blame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +97,15 @@ def _after_transient(
 ) -> Verdict:
     # A file that cannot be read needs no platform to be proven guilty; one that is being rewritten is not guilty at
     # all.
-    unreadable = error.step is Step.CHECK and error.reason is not Reason.CHANGED
+    unreadable = error.step is Step.CHECK and error.reason is Reason.UNREADABLE
     blamed = proven and error.step in CARRIES_THE_FILE and error.reason is not Reason.RATE_LIMITED
     strikes = delivery.strikes + (unreadable or blamed)
     state = delivery.state
-    if strikes >= rules.max_attempts and not isinstance(state, Posting):
-        detail = f"given up after {strikes} attempts while other files passed; the last one: {error}"
-        return Bury(replace(error.failure, reason=Reason.GAVE_UP, detail=detail))
+    # Only a strike can be the last: those of earlier times do not turn an outage into the file's fault.
+    if delivery.strikes < strikes >= rules.max_attempts and not isinstance(state, Posting):
+        return Bury(_given_up(error, strikes))
     stale = error.reason is Reason.CHANGED or (
-        error.reason is Reason.NOT_READY and strikes >= _NOT_READY_ON_THE_SAME_UPLOAD
+        error.reason is Reason.NOT_READY and delivery.tries % _NOT_READY_ANEW == 0
     )
     wait_s = max(backoff_s(delivery.tries, jitter), error.retry_after_s or 0.0)
     return Again(
@@ -116,6 +117,13 @@ def _after_transient(
             last_failure=error.failure,
         )
     )
+
+
+def _given_up(error: TransientError, strikes: int) -> Failure:
+    if error.step is Step.CHECK:
+        return replace(error.failure, detail=f"{error}; given up after {strikes} attempts")
+    detail = f"given up after {strikes} attempts while other files passed; the last one: {error}"
+    return replace(error.failure, reason=Reason.GAVE_UP, detail=detail)
 
 
 def backoff_s(tries: int, jitter: float) -> float:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import assert_never
 
 from attachd.delivery.content import Content
-from attachd.delivery.filing import Filing
+from attachd.delivery.filing import Filing, FolderIdentity
 from attachd.delivery.lifecycle import Rules, may_post_again, unknown_outcome
 from attachd.delivery.texts import message_text, reason_text
 from attachd.errors import AccountError, DeliveryError, TransientError, UnknownOutcome
@@ -53,6 +53,8 @@ class Work:
     """A delivery under way or waiting: where it stands, and for those who watch, at which step and byte it is."""
 
     delivery: Delivery
+    folder: FolderIdentity
+    """The folder it was claimed into."""
     step: Step | None = None
     bytes_sent: int = 0
     burial: Failure | None = None
@@ -114,6 +116,7 @@ class Pipeline:
                 inbox.filing.to_failed, delivery.id, delivery.name, reason_text(delivery, failure, self._now())
             )
         except FileNotFoundError:
+            self._demand_own_folder(work, inbox)
             filed_as = ""
         await self._close(work, _failed(delivery, failure, filed_as))
 
@@ -147,7 +150,7 @@ class Pipeline:
         work.step = Step.MESSAGE
         match await self._gateway.find(posting.upload):
             case Found(receipt):
-                work.delivery = replace(work.delivery, state=Posted(posting.upload, receipt))
+                work.delivery = replace(work.delivery, state=Posted(posting.upload, receipt, posting.posts))
                 await self._file_sent(work, inbox)
             case NotThere():
                 await self._post_again(work, inbox, posting)
@@ -180,7 +183,7 @@ class Pipeline:
         except DeliveryError:
             work.delivery = replace(work.delivery, state=before)  # this time certainly nothing was posted
             raise
-        work.delivery = replace(work.delivery, state=Posted(upload, receipt))
+        work.delivery = replace(work.delivery, state=Posted(upload, receipt, posting.posts))
         self._passed(work, Step.MESSAGE)
 
     async def _file_sent(self, work: Work, inbox: InboxPlan) -> None:
@@ -189,16 +192,16 @@ class Pipeline:
         delivery = work.delivery
         assert isinstance(delivery.state, Posted)
         await self._record(delivery)
-        upload, receipt = delivery.state.upload, delivery.state.receipt
+        upload, receipt, posts = delivery.state.upload, delivery.state.receipt, delivery.state.posts
         try:
-            unchanged = await asyncio.to_thread(inbox.filing.has_content, delivery.id, delivery.name, upload.sha256)
-            if unchanged:
+            if await asyncio.to_thread(inbox.filing.has_content, delivery.id, delivery.name, upload.sha256):
                 filed_as = await asyncio.to_thread(inbox.filing.to_sent, delivery.id, delivery.name)
-                done = replace(delivery, state=Sent(upload, receipt, filed_as), next_try_at=None)
+                done = replace(delivery, state=Sent(upload, receipt, filed_as, posts), next_try_at=None)
             else:
                 done = await self._file_changed(delivery, inbox)
         except FileNotFoundError:
-            done = replace(delivery, state=Sent(upload, receipt, filed_as=""), next_try_at=None)
+            self._demand_own_folder(work, inbox)
+            done = replace(delivery, state=Sent(upload, receipt, filed_as="", posts=posts), next_try_at=None)
         await self._close(work, done)
 
     async def _file_changed(self, delivery: Delivery, inbox: InboxPlan) -> Delivery:
@@ -208,7 +211,16 @@ class Pipeline:
         filed_as = await asyncio.to_thread(inbox.filing.to_failed, delivery.id, delivery.name, text)
         return _failed(delivery, failure, filed_as)
 
+    def _demand_own_folder(self, work: Work, inbox: InboxPlan) -> None:
+        """A claimed file is not there: raise TransientError unless its folder is, for then the file may be away with
+        it.
+        """
+        if inbox.filing.identity() != work.folder:
+            detail = f"it was claimed in a folder that is no longer at {inbox.filing.path}; it waits for its return"
+            raise TransientError(Reason.FOLDER_REPLACED, detail, Step.CHECK)
+
     async def _close_vanished(self, work: Work, inbox: InboxPlan) -> None:
+        self._demand_own_folder(work, inbox)
         failure = Failure(Reason.VANISHED, "somebody took the claimed file away before it was sent", Step.CHECK)
         await asyncio.to_thread(inbox.filing.drop_claim, work.delivery.id)
         await self._close(work, _failed(work.delivery, failure, filed_as=""))

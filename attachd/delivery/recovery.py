@@ -38,12 +38,13 @@ async def recover(
         delivery = _as_found(leftover, row, inbox, now)
         match after_crash(delivery, journal_trusted=trusted):
             case Again(delivery):
-                to_go_on.append(Work(delivery))
+                to_go_on.append(Work(delivery, filing.identity()))
             case Redo():
-                to_go_on.append(Work(replace(delivery, state=_posted(delivery))))
+                to_go_on.append(Work(replace(delivery, state=_posted(delivery)), filing.identity()))
             case Bury(failure):
-                await pipeline.bury(Work(delivery), inbox, failure)
-    for row in rows.values():
+                await pipeline.bury(Work(delivery, filing.identity()), inbox, failure)
+    # Where the folder is none that this journal knows, what is not there may only be away, as an unmounted share is.
+    for row in rows.values() if trusted else ():
         await journal.record(await asyncio.to_thread(_without_file, row, inbox), now)
     # Only now: had it been signed first, a crash in between would make lost claims look like our own.
     await asyncio.to_thread(filing.sign_claims, journal.identity)
@@ -77,14 +78,15 @@ def _as_found(leftover: Leftover, row: Delivery | None, inbox: InboxPlan, now: d
 
 def _posted(delivery: Delivery) -> Posted:
     assert isinstance(delivery.state, Posted | Sent)
-    return Posted(delivery.state.upload, delivery.state.receipt)
+    return Posted(delivery.state.upload, delivery.state.receipt, delivery.state.posts)
 
 
 def _without_file(row: Delivery, inbox: InboxPlan) -> Delivery:
     """A delivery whose file is not claimed any more: it was filed and that not recorded, or somebody took it away."""
     filed_as = inbox.filing.find_filed(row.name, row.version)
     if isinstance(row.state, Posted):
-        return replace(row, state=Sent(row.state.upload, row.state.receipt, filed_as or ""), next_try_at=None)
+        state = Sent(row.state.upload, row.state.receipt, filed_as or "", row.state.posts)
+        return replace(row, state=state, next_try_at=None)
     if filed_as and row.last_failure:
         failure = row.last_failure
     else:

@@ -77,7 +77,8 @@ class LiveScreen:
             "The platform wants silence: all files wait." if journeys.paused else "", style="yellow", no_wrap=True
         )
         sentence = waiting_for(journeys, now) or self._sentence
-        picture = Group(title, Text(), rows, Text(), Text(sentence), platform)
+        about = Text("claims/ is watched; the platform is a local one, nothing leaves this computer.", style="dim")
+        picture = Group(title, about, Text(), rows, Text(), Text(sentence), platform)
         self._live.update(picture, refresh=True)
 
 
@@ -131,13 +132,13 @@ def files_table(journeys: Journeys, now: float, columns: int) -> Table:
     """Each file, where it lies, what happens to it."""
     wide = columns >= _WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("File", no_wrap=True, width=22)
+    table.add_column("File", no_wrap=True, width=21)
     table.add_column("Size", no_wrap=True, justify="right", width=9)
     if wide:
         table.add_column("Dropped", no_wrap=True, width=18)
     table.add_column("Lies in", no_wrap=True, width=7)
-    table.add_column("What happens", no_wrap=True, width=26)
-    table.add_column("Chat", no_wrap=True, width=_ID_SHOWN)
+    table.add_column("What happens", no_wrap=True, width=27)
+    table.add_column("Conv. id", no_wrap=True, width=_ID_SHOWN)
     for journey in journeys.all:
         colour = _COLOURS[journey.place]
         table.add_row(
@@ -171,7 +172,7 @@ def summary(
     if problems:
         parts += [Text("It did not go as it should", style="bold red"), _marked("✗", "red", problems)]
     else:
-        heading = "All went as it should; asked of the folders and of the platform's own books:"
+        heading = "All went as it should, say the folders and the platform's own ledger:"
         parts += [Text(heading, style="bold green"), _marked("✓", "green", proven)]
     if next_steps:
         steps = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)

@@ -22,7 +22,7 @@ from attachd.demo.track import EMPTY_S, Journeys
 from attachd.demo.verdict import in_words, problems, reason_file
 from attachd.model import Reason
 from attachd.sandbox import Fault, FaultKind, Sandbox, Step, refuse
-from attachd.telemetry import without_secrets
+from attachd.telemetry import printable, without_secrets
 
 DEADLINE_S = 150.0
 _ABOUT_S = EMPTY_S + 3.0
@@ -51,6 +51,12 @@ async def show(*, keep: bool = False, svg: str | os.PathLike[str] | None = None)
                 return False
         keep_folder = keep or not went_well
         return went_well
+    except (OSError, ExceptionGroup) as error:
+        if not (reasons := _system_errors(error)):
+            raise
+        for reason in reasons:
+            console.print(Text(f"The demo could not go on: {printable(reason)}", "red"), soft_wrap=True)
+        return False
     finally:
         # Not in a thread: after a second Ctrl-C nothing is awaited any more.
         if keep_folder:
@@ -187,8 +193,8 @@ def _config(sandbox: Sandbox, inbox: Path, state: Path) -> str:
 
 def _next_steps(command: str) -> Sequence[tuple[str, str]]:
     return (
-        (f"{command} sandbox", "a platform to try things on; prints a config for it"),
-        (f"{command} run -c config.yaml", "the daemon itself"),
+        (f"{command} sandbox", "a local platform, and a config for it"),
+        (f"{command} run -c config.yaml", "the daemon, with that config"),
         ("README.md", "from nothing to the first real conversation"),
     )
 
@@ -207,6 +213,16 @@ def _console() -> Console:
         # A terminal that lacks a letter of a name shows its escape; that is no reason to end.
         sys.stdout.reconfigure(errors="backslashreplace")
     return Console(highlight=False)
+
+
+def _system_errors(error: OSError | ExceptionGroup) -> list[str]:
+    """What the operating system refused, in words; empty when anything else went wrong as well."""
+    if isinstance(error, OSError):
+        return [str(error)]
+    refused, others = error.split(OSError)
+    if refused is None or others is not None:
+        return []
+    return [words for inner in refused.exceptions for words in _system_errors(inner)]
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ The time (monotonic seconds) comes in as an argument.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
@@ -16,7 +16,7 @@ from attachd.model import Reason
 EMPTY_S = 60.0
 """How long the daemon lets a file be empty."""
 
-_FAILED = {
+_FAILED: Mapping[str, str] = {
     Reason.EMPTY: "empty for a whole minute",
     Reason.TOO_LARGE: "too large",
     Reason.TYPE_NOT_ALLOWED: "content type not allowed",
@@ -77,13 +77,14 @@ class Journey:
             case Place.INBOX:
                 return "waits for the platform" if paused else "settling"
             case Place.CLAIMED if self.next_try_at is not None and self.next_try_at > now:
-                return f"{_spoken(self._last.get('reason'))}, again in {self.next_try_at - now:.1f} s"
+                return f"{_spoken(str(self._last.get('reason')))}, next in {self.next_try_at - now:.1f} s"
             case Place.CLAIMED:
                 return "on its way" if self.next_try_at is None else f"on its way, {_nth(self.tries + 1)} try"
             case Place.SENT:
                 return "delivered" if self.tries == 1 else f"delivered at the {_nth(self.tries)} try"
             case Place.FAILED:
-                return _FAILED.get(self._last.get("reason"), _spoken(self._last.get("reason")))
+                reason = str(self._last.get("reason"))
+                return _FAILED.get(reason, _spoken(reason))
             case _:
                 assert_never(self.place)
 
@@ -147,8 +148,8 @@ class Journeys:
                 self.strange.append(f"{event}: {record.get('detail', 'see daemon.log')}")
 
 
-def _spoken(reason: object) -> str:
-    return str(reason).replace("_", " ")
+def _spoken(reason: str) -> str:
+    return reason.replace("_", " ")
 
 
 def _nth(number: int) -> str:

@@ -150,8 +150,8 @@ def in_words(journeys: Journeys) -> list[str]:
     failed = [journey for journey in journeys.all if journey.place is Place.FAILED]
     again = sum(1 for journey in sent if journey.tries > 1)
     return [
-        f"{len(sent)} files in sent/: the platform holds the same bytes (SHA-256), one message each",
-        f"{len(failed)} files in failed/: nothing of them was sent, the reason lies beside each",
-        f"{again} files met trouble that was not theirs, and went at a later try, once",
-        "nothing is left in the inbox, nothing is claimed, nothing was sent that nobody dropped",
+        f"{len(sent)} files in sent/: same bytes at the platform (SHA-256), one message each",
+        f"{len(failed)} files in failed/: none of them was sent, the reason lies beside each",
+        f"{again} of the sent met an error of the platform first, and still went once",
+        "nothing left in the inbox or claimed, no message that nobody asked for",
     ]

@@ -104,10 +104,11 @@ def to_row(delivery: Delivery, now: datetime) -> dict[str, Value]:
         case Posted():
             row |= _from_upload(state.upload)
             row |= _from_receipt(state.receipt)
+            row["posts"] = state.posts
         case Sent():
             row |= _from_upload(state.upload)
             row |= _from_receipt(state.receipt)
-            row["filed_as"] = os.fsencode(state.filed_as)
+            row |= {"filed_as": os.fsencode(state.filed_as), "posts": state.posts}
         case Failed():
             row |= _from_upload(state.upload)
             row |= _from_receipt(state.receipt)
@@ -146,9 +147,9 @@ def _to_state(row: Mapping[str, Any]) -> DeliveryState:
         case StateName.POSTING:
             return Posting(_to_upload(row), to_text(row["text"]), row["posts"])
         case StateName.POSTED:
-            return Posted(_to_upload(row), _to_receipt(row))
+            return Posted(_to_upload(row), _to_receipt(row), row["posts"])
         case StateName.SENT:
-            return Sent(_to_upload(row), _to_receipt(row), os.fsdecode(row["filed_as"]))
+            return Sent(_to_upload(row), _to_receipt(row), os.fsdecode(row["filed_as"]), row["posts"])
         case StateName.FAILED:
             return Failed(
                 _to_failure(row, ""),
