@@ -160,6 +160,7 @@ class Daemon:
             rules,
             concurrency=settings.delivery.concurrency,
             now=utcnow,
+            clock=time.monotonic,
             chance=self._chance,
             new_id=new_delivery_id,
         )

@@ -45,6 +45,9 @@ class Step(StrEnum):
     """Move the file to `sent/` or `failed/`."""
 
 
+PLATFORM_STEPS = (Step.TOKEN, Step.SESSION, Step.UPLOAD, Step.PUT, Step.MESSAGE)
+"""The steps at which the platform answers, in their order."""
+
 CARRIES_THE_FILE = frozenset({Step.UPLOAD, Step.PUT, Step.MESSAGE})
 """Only these steps tell the platform something of the file, so only they can blame it."""
 

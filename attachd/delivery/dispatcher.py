@@ -16,26 +16,32 @@ from datetime import datetime
 import structlog
 
 from attachd.delivery.lifecycle import Again, Bury, Rules, after_error
+from attachd.delivery.outcomes import Outcomes
 from attachd.delivery.pauses import Pauses
 from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
 from attachd.delivery.recovery import recover
 from attachd.delivery.slots import Slots
-from attachd.errors import AccountError, DeliveryError
+from attachd.errors import AccountError, DeliveryError, InboxError
 from attachd.model import (
+    PLATFORM_STEPS,
     ClaimResult,
     Delivery,
     DeliveryId,
     Failed,
+    Failure,
     InboxName,
     Posting,
+    Reason,
     Sent,
     Sighting,
+    Step,
 )
 from attachd.ports import Journal, Pick
 
 log = structlog.get_logger("attachd.delivery")
 
 CLAIMED_PER_WORKER = 4
+_SUSPECT_STRIKES = 2  # ours: after so many, a file shares one worker with all others like it
 _ANY = 1 << 30
 
 
@@ -52,6 +58,7 @@ class Dispatcher:
         *,
         concurrency: int,
         now: Callable[[], datetime],
+        clock: Callable[[], float],
         chance: random.Random,
         new_id: Callable[[], DeliveryId],
     ) -> None:
@@ -62,6 +69,7 @@ class Dispatcher:
         self._rules = rules
         self._concurrency = concurrency
         self._now = now
+        self._clock = clock
         self._chance = chance
         self._new_id = new_id
         self._waiting: dict[DeliveryId, Work] = {}
@@ -69,6 +77,7 @@ class Dispatcher:
         self._busy: Counter[InboxName] = Counter()
         self._slots = Slots(CLAIMED_PER_WORKER * concurrency, self._allowance)
         self._slots.serve(list(inboxes))
+        self._outcomes = Outcomes()
         self._stopping = False
         self._pauses_ended = 0
         self._idle = asyncio.Event()
@@ -175,10 +184,11 @@ class Dispatcher:
         anything.
         """
         while not self._stopping and len(self._attempts) < self._concurrency:
+            slow_lane_taken = any(_is_suspect(work) for work, _ in self._attempts.values())
             waits = [(self._wait_s(work), work) for work in self._waiting.values()]
-            due = [work for wait_s, work in waits if wait_s <= 0]
+            due = [work for wait_s, work in waits if wait_s <= 0 and not (slow_lane_taken and _is_suspect(work))]
             if not due:
-                soonest = min((wait_s for wait_s, _ in waits), default=math.inf)
+                soonest = min((wait_s for wait_s, _ in waits if wait_s > 0), default=math.inf)
                 return min(soonest, self._next_probe_s(), 3600.0)
             self._start(min(due, key=self._urgency), attempts)
         return None
@@ -243,6 +253,8 @@ class Dispatcher:
             jitter=self._chance.random(),
             rules=self._rules,
         )
+        if isinstance(verdict, Bury) and self._is_one_too_many(delivery, verdict.failure):
+            error, verdict = self._too_many_failures(verdict.failure), Again(delivery)
         strike = isinstance(verdict, Again) and verdict.delivery.strikes > delivery.strikes
         alone = len(self._waiting) + len(self._attempts) == 1
         self._refund(self._pauses.failed(delivery.id, delivery.inbox, error, strike=strike, alone=alone))
@@ -258,6 +270,14 @@ class Dispatcher:
             await self._remember(work)
             self._log_deferred(work, error)
 
+    def _is_one_too_many(self, delivery: Delivery, failure: Failure) -> bool:
+        refused = failure.step in PLATFORM_STEPS and failure.reason is not Reason.UNKNOWN_OUTCOME
+        return refused and self._outcomes.too_many_failures(delivery.inbox, self._clock())
+
+    def _too_many_failures(self, failure: Failure) -> InboxError:
+        detail = f"too many files in a row would have failed; this one because {failure.detail}"
+        return InboxError(Reason.TOO_MANY_FAILURES, detail, Step.MESSAGE, http_status=failure.http_status)
+
     def _refund(self, refunds: Sequence[DeliveryId]) -> None:
         for delivery_id in refunds:
             attempt = self._attempts.get(delivery_id)
@@ -269,6 +289,9 @@ class Dispatcher:
         del self._attempts[delivery.id]
         self._busy[delivery.inbox] -= 1
         if delivery.finished:
+            failure = delivery.state.failure if isinstance(delivery.state, Failed) else None
+            refused = failure is not None and failure.step in PLATFORM_STEPS
+            self._outcomes.ended(delivery.inbox, self._clock(), refused=refused)
             self._slots.give_back(delivery.inbox, 1)
             self._log_finished(delivery)
         else:
@@ -335,3 +358,7 @@ class Dispatcher:
                 )
             case _:
                 pass
+
+
+def _is_suspect(work: Work) -> bool:
+    return work.delivery.strikes >= _SUSPECT_STRIKES

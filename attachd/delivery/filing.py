@@ -142,7 +142,9 @@ class Filing:
         return []
 
     def identity(self) -> FolderIdentity:
-        """Which folder this is, whatever path it has."""
+        """Which folder this is, whatever path it has; (0, 0) while none is held."""
+        if self._root == _NO_FOLDER:
+            return 0, 0
         found = os.fstat(self._root)
         return found.st_dev, found.st_ino
 

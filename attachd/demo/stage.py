@@ -39,24 +39,24 @@ async def show(*, keep: bool = False, svg: str | os.PathLike[str] | None = None)
     """
     console = _console()
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="attachd-demo-"))
-    keep_folder = True
+    keep_folder, cancelled = True, list[signal.Signals]()
     try:
-        with _cancelled_by_signals() as cancelled:
-            try:
-                went_well = await _Demo(console, folder, svg).play()
-            except asyncio.CancelledError:
-                keep_folder = keep
-                if not cancelled:
-                    raise
-                return False
+        with _cancelled_by_signals(cancelled):
+            went_well = await _Demo(console, folder, svg).play()
         keep_folder = keep or not went_well
-        return went_well
     except (OSError, ExceptionGroup) as error:
         if not (reasons := _system_errors(error)):
             raise
         for reason in reasons:
             console.print(Text(f"The demo could not go on: {printable(reason)}", "red"), soft_wrap=True)
         return False
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):  # somebody has seen enough
+        keep_folder = keep
+        if not cancelled:
+            raise
+        return False
+    else:
+        return went_well
     finally:
         # Not in a thread: after a second Ctrl-C nothing is awaited any more.
         if keep_folder:
@@ -226,11 +226,10 @@ def _system_errors(error: OSError | ExceptionGroup) -> list[str]:
 
 
 @contextlib.contextmanager
-def _cancelled_by_signals() -> Iterator[list[signal.Signals]]:
-    """Cancel this task on SIGTERM and SIGHUP, so that what is open is closed; yields which of them came."""
+def _cancelled_by_signals(came: list[signal.Signals]) -> Iterator[None]:
+    """Cancel this task on SIGTERM and SIGHUP, so that what is open is closed; `came` says which of them came."""
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
-    came: list[signal.Signals] = []
 
     def cancel(which: signal.Signals) -> None:
         if not came:
@@ -241,7 +240,7 @@ def _cancelled_by_signals() -> Iterator[list[signal.Signals]]:
     for which in wanted:
         loop.add_signal_handler(which, cancel, which)
     try:
-        yield came
+        yield
     finally:
         for which in wanted:
             loop.remove_signal_handler(which)

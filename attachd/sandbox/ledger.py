@@ -6,7 +6,7 @@ kept, so that an hour of load costs no more memory than a minute.
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +53,8 @@ class Skill:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
+    """A session. `queue_id` is what routes it: the queue, with webmessaging the deployment."""
+
     guest_id: str
     conversation_id: str  # nobody but the platform knows it before the first message
     queue_id: str
@@ -60,11 +62,12 @@ class Guest:
     metadata: Mapping[str, object]
     may_attach: bool
     wall_s: float
+    token: str | None = field(default=None, repr=False)  # webmessaging: the credential of the session; never shown
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What a client declared it would store."""
+    """What a client declared it would store; `headers` are those the PUT must carry besides."""
 
     attachment_id: str
     guest_id: str
@@ -73,6 +76,7 @@ class Upload:
     content_type: str
     size_bytes: int
     wall_s: float
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,10 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What an agent sees. The same attachment in two messages is what a duplicate looks like."""
+    """What an agent sees. The same attachment in two messages is what a duplicate looks like.
+
+    `dropped`: what came with the message and the platform took out of it without a word.
+    """
 
     message_id: str
     conversation_id: str
@@ -111,6 +118,7 @@ class Message:
     attachments: tuple[Attachment, ...]
     wall_s: float
     received: Received
+    dropped: tuple[Attachment, ...] = ()
 
     @property
     def answer_lost(self) -> bool:
@@ -169,6 +177,10 @@ class Ledger:
     def declare(self, upload: Upload) -> None:
         self.counts["uploads"] += 1
         self._remember(self.uploads, upload.attachment_id, upload)
+
+    def withdraw(self, attachment_id: str) -> None:
+        self.uploads.pop(attachment_id, None)
+        self.stored.pop(attachment_id, None)
 
     def store(self, stored: StoredObject) -> None:
         """A second PUT to the same URL replaces the object, as in S3; `objects` has both."""
