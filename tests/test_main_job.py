@@ -119,7 +119,9 @@ async def test_the_same_name_again_is_another_delivery_and_overwrites_nothing(
     assert (inbox / "sent" / "scan (3).pdf").read_bytes() == b"%PDF-1.4 number 2"
 
 
-@pytest.mark.parametrize("name", [b"line\nbreak.txt", b"r\xe9sum\xe9.txt", "حساب \U0001f4c4.txt".encode(), b"'\"<b>&.txt"])
+@pytest.mark.parametrize(
+    "name", [b"line\nbreak.txt", b"r\xe9sum\xe9.txt", "حساب \U0001f4c4.txt".encode(), b"'\"<b>&.txt"]
+)
 async def test_an_odd_name_is_sent_and_keeps_its_bytes(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path, name: bytes
 ) -> None:

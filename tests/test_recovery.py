@@ -163,7 +163,9 @@ async def test_files_survive_kills_at_random_moments(daemon: RunningDaemon, plat
     for number in range(60):
         messages = platform.messages_for(f"{number:02}.txt")
         assert len(messages) >= 1
-        assert len(messages) == 1 or any(message.answer_lost for message in messages) or _one_answer_met_a_kill(messages)
+        assert (
+            len(messages) == 1 or any(message.answer_lost for message in messages) or _one_answer_met_a_kill(messages)
+        )
 
 
 def _one_answer_met_a_kill(messages: list[object]) -> bool:

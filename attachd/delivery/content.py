@@ -127,7 +127,7 @@ def platform_name(name: str) -> str:
     # Normalised last: what was between two characters and fell out can have kept them apart.
     whole = unicodedata.normalize("NFC", " ".join(kept.split()))
     stem, dot, extension = whole.rpartition(".")
-    if " " in extension or len(extension) > _EXTENSION_CHARACTERS:  # a sentence with a full stop in it
+    if not dot or " " in extension or len(extension) > _EXTENSION_CHARACTERS:  # a sentence with a full stop in it
         stem, dot, extension = whole, "", ""
     if not stem.strip(" ."):
         stem = "document"

@@ -54,8 +54,8 @@ _VERDICTS = {
 def readable_size(size: int) -> str:
     """Bytes for people: 812 bytes, 48.3 KiB, 10.0 MiB."""
     if size < 1024:
-        return f"{size} bytes"
-    return f"{size / 1024:.1f} KiB" if size < 1024 * 1024 else f"{size / 1024 / 1024:.1f} MiB"
+        return f"{size} byte{'s' if size != 1 else ''}"
+    return f"{size / 1024:.1f} KiB" if size < 1023.95 * 1024 else f"{size / 1024 / 1024:.1f} MiB"
 
 
 def _readable_time(moment: datetime) -> str:

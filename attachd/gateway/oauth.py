@@ -12,6 +12,7 @@ from urllib.parse import quote_plus
 
 from yarl import URL
 
+from attachd import telemetry
 from attachd.errors import AccountError, DeliveryError, TransientError
 from attachd.gateway.guard import Gate
 from attachd.gateway.http import Answer, Http
@@ -199,6 +200,7 @@ def _token(answer: Answer) -> Token | None:
         return None
     if str(content.get("token_type", "bearer")).lower() != "bearer":
         return None
+    telemetry.redact("token", value)
     life_s = min(float(life_s), _LONGEST_LIFE_S)
     return Token(
         value,
