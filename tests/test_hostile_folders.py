@@ -1,4 +1,6 @@
-"""Hostile and odd folders: nothing outside the inbox is read through it, nothing in it blocks the rest, nothing is lost."""
+"""Hostile and odd folders: nothing outside the inbox is read through it, nothing in it blocks the rest, nothing is
+lost.
+"""
 
 import asyncio
 import hashlib
@@ -39,7 +41,9 @@ async def test_a_link_to_a_secret_is_never_followed(
 async def test_a_file_swapped_for_a_link_at_full_speed_leaks_nothing(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path, tmp_path: Path
 ) -> None:
-    """A name that changes between a file and a link to a secret thousands of times a second never brings the secret out."""
+    """A name that changes between a file and a link to a secret thousands of times a second never brings the secret
+    out.
+    """
     secret = tmp_path / "secret.txt"
     secret.write_text("the crown jewels")
     daemon.configure(settle="0ms")
@@ -72,7 +76,7 @@ def _swap(inbox: Path, secret: Path, seconds: float) -> int:
 async def test_pipes_sockets_and_folders_with_good_names_block_nothing(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path
 ) -> None:
-    """A FIFO without a writer, a socket and a folder named like documents: ignored, and the file beside them is sent."""
+    """A FIFO without a writer, a socket and a folder named like documents hold up nothing beside them."""
     os.mkfifo(inbox / "pipe.txt")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(inbox / "socket.txt"))
@@ -169,7 +173,9 @@ async def test_a_claimed_file_that_somebody_takes_away_is_said_and_forgotten(
 async def test_an_inbox_moved_away_with_claimed_files_takes_them_up_when_it_returns(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path
 ) -> None:
-    """As an unmounted share does: the path is an empty folder for a while; no claimed file fails of it, all are sent after."""
+    """As an unmounted share does: the path is an empty folder for a while; no claimed file fails of it, all are sent
+    after.
+    """
     platform.on("guest", Fault(FaultKind.STATUS, status=503, times=None))
     await daemon.start()
     drop(inbox, "claim.txt")

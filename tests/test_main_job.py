@@ -1,6 +1,5 @@
 """The main job: a file dropped into an inbox is a conversation in the right queue, and lies in `sent/`."""
 
-import asyncio
 import hashlib
 import os
 import signal
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from attachd.sandbox import Fault, FaultKind, Sandbox, refuse
+from attachd.sandbox import ENHANCED_LIMIT_BYTES, Fault, FaultKind, Sandbox, SandboxSettings, refuse
 
 from .running import RunningDaemon, drop, until
 
@@ -113,7 +112,7 @@ async def test_the_same_name_again_is_another_delivery_and_overwrites_nothing(
     await daemon.start()
     for number in range(3):
         drop(inbox, "scan.pdf", b"%%PDF-1.4 number %d" % number)
-        await until(lambda number=number: len(daemon.sent()) == number + 1, "it is sent")
+        await daemon.all_filed(number + 1)
     assert daemon.sent() == ["scan (2).pdf", "scan (3).pdf", "scan.pdf"]
     assert len(platform.messages) == 3
     assert (inbox / "sent" / "scan (3).pdf").read_bytes() == b"%PDF-1.4 number 2"
@@ -125,7 +124,9 @@ async def test_the_same_name_again_is_another_delivery_and_overwrites_nothing(
 async def test_an_odd_name_is_sent_and_keeps_its_bytes(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path, name: bytes
 ) -> None:
-    """Whatever bytes a name has, the file goes, the log stays one JSON object a line, the name in `sent/` is the same."""
+    """Whatever bytes a name has, the file goes, the log stays one JSON object a line, the name in `sent/` is the
+    same.
+    """
     await daemon.start()
     path = os.path.join(os.fsencode(inbox), name)
     with open(path, "wb") as file:
@@ -240,7 +241,7 @@ async def test_sub_folders_are_taken_only_when_asked_and_mirrored_in_sent(
     await daemon.start()
     (inbox / "2026" / "11").mkdir(parents=True)
     (inbox / "2026" / "11" / "scan.txt").write_bytes(b"deep")
-    await until(lambda: (inbox / "sent" / "2026" / "11" / "scan.txt").exists(), "it is sent")
+    await until((inbox / "sent" / "2026" / "11" / "scan.txt").exists, "it is sent")
     assert len(platform.messages) == 1
 
 
@@ -256,8 +257,6 @@ async def test_sub_folders_are_left_alone_by_default(daemon: RunningDaemon, plat
 
 async def test_the_quota_is_kept_and_used(inbox: Path) -> None:
     """With 30 requests a second allowed, 40 files go without a single 429."""
-    from attachd.sandbox import SandboxSettings
-
     async with Sandbox(SandboxSettings(requests_per_second=30)) as platform:
         daemon = RunningDaemon(platform, inbox)
         daemon.configure(platform={"requests_per_second": 30})
@@ -289,8 +288,6 @@ async def test_a_429_pauses_everything_and_costs_no_file(daemon: RunningDaemon, 
 
 async def test_a_storage_that_refuses_unsigned_headers_is_learned_once(inbox: Path) -> None:
     """The tutorial's own header breaks a strict storage: it is left out, and from then on for the whole account."""
-    from attachd.sandbox import SandboxSettings
-
     async with Sandbox(SandboxSettings(requests_per_second=0, strict_storage=True)) as platform:
         daemon = RunningDaemon(platform, inbox)
         daemon.configure(delivery={"concurrency": 1})
@@ -308,8 +305,6 @@ async def test_a_storage_that_refuses_unsigned_headers_is_learned_once(inbox: Pa
 
 async def test_25_mebibytes_are_streamed(inbox: Path) -> None:
     """A large file never stands in memory: the daemon's peak stays far below the file's size above its idle one."""
-    from attachd.sandbox import ENHANCED_LIMIT_BYTES, SandboxSettings
-
     async with Sandbox(SandboxSettings(requests_per_second=0, max_file_bytes=ENHANCED_LIMIT_BYTES)) as platform:
         daemon = RunningDaemon(platform, inbox)
         daemon.configure(platform={"max_file_size": "25MiB"})
@@ -334,7 +329,9 @@ def _peak_kib(pid: int) -> int:
 async def test_what_is_printed_is_json_lines_and_nothing_else(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path
 ) -> None:
-    """Standard output is one JSON object a line (the fixture parses each), also under faults; standard error is empty."""
+    """Standard output is one JSON object a line (the fixture parses each), also under faults; standard error is
+    empty.
+    """
     platform.on("guest", Fault(FaultKind.RESET))
     platform.on("put", Fault(FaultKind.RESET))
     await daemon.start()
@@ -343,4 +340,3 @@ async def test_what_is_printed_is_json_lines_and_nothing_else(
     await daemon.stop()
     assert daemon.noise == []
     assert all({"timestamp", "level", "event"} <= record.keys() for record in daemon.log)
-    await asyncio.sleep(0)

@@ -114,7 +114,7 @@ async def test_an_unknown_queue_pauses_its_inbox_alone(
     paused = daemon.events("inbox.paused")[0]
     assert (paused["inbox"], paused["reason"]) == ("claims", "queue_refused")
     drop(other, "b.txt")
-    await until(lambda: (other / "sent" / "b.txt").exists(), "the other inbox goes on")
+    await until((other / "sent" / "b.txt").exists, "the other inbox goes on")
     platform.change(queues=["no-such-queue"])
     await daemon.all_filed(1)
     assert daemon.sent() == ["a.txt"]
@@ -137,7 +137,9 @@ async def test_a_storage_outage_fails_no_file_and_costs_few_requests(
 
 
 async def test_a_poison_file_fails_alone(daemon: RunningDaemon, platform: Sandbox, inbox: Path) -> None:
-    """One file at which the storage always breaks, among others that pass: it alone ends in `failed/`, with the reason."""
+    """One file at which the storage always breaks, among others that pass: it alone ends in `failed/`, with the
+    reason.
+    """
     platform.on("put", refuse(500, times=None, file_name="poison.txt"))
     daemon.configure(delivery={"max_attempts": 3})
     await daemon.start()
@@ -154,7 +156,9 @@ async def test_a_poison_file_fails_alone(daemon: RunningDaemon, platform: Sandbo
 async def test_a_removed_inbox_pauses_and_comes_back_by_itself(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path
 ) -> None:
-    """The folder goes away and returns, as a share does: paused with the reason, then resumed, nobody restarts anything."""
+    """The folder goes away and returns, as a share does: paused with the reason, then resumed, nobody restarts
+    anything.
+    """
     await daemon.start()
     drop(inbox, "before.txt")
     await daemon.all_filed(1)

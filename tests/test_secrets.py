@@ -1,4 +1,6 @@
-"""Secrets never appear: not in a log line at level debug, an error text, a reason file, the journal, or on standard error."""
+"""Secrets never appear: not in a log line at level debug, an error text, a reason file, the journal, or on standard
+error.
+"""
 
 import re
 from pathlib import Path
@@ -13,7 +15,7 @@ from .running import RunningDaemon, drop, until
 async def test_no_artefact_of_a_faulted_run_holds_a_secret(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every step fails in every way that quotes something, at level debug; then every file attachd wrote is searched."""
+    """Every step fails with an answer that quotes secrets, at level debug; then all that attachd wrote is searched."""
     tokens = _record_tokens(monkeypatch)
     echo = f"no access for {platform.client_secret} to https://storage.example/x?X-Amz-Signature=abc123&token=xyz"
     for step in ("token", "guest", "upload", "put", "conversation"):
