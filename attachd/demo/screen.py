@@ -162,10 +162,16 @@ def waiting_for(journeys: Journeys, now: float) -> str:
 
 
 def summary(
-    journeys: Journeys, now: float, columns: int, *, reason: tuple[str, str] | None, proven: Sequence[str],
-    problems: Sequence[str], next_steps: Sequence[tuple[str, str]],
-) -> RenderableType:  # fmt: skip
-    """The end: the files, one reason as it lies in its folder, the verdict, what to try next."""
+    journeys: Journeys,
+    now: float,
+    columns: int,
+    *,
+    reason: tuple[str, str] | None,
+    proven: Sequence[str],
+    problems: Sequence[str],
+    next_steps: Sequence[tuple[str, str]],
+) -> RenderableType:
+    """The end: the files, one reason (its path and text), the verdict, what to try next."""
     parts: list[RenderableType] = [Text(), files_table(journeys, now, columns), Text()]
     if reason:
         parts += [Text(reason[0], style="bold"), Padding(Text(reason[1].rstrip(), style="dim"), (0, 0, 1, 2))]
@@ -174,11 +180,10 @@ def summary(
     else:
         heading = "All went as it should, say the folders and the platform's own ledger:"
         parts += [Text(heading, style="bold green"), _marked("✓", "green", proven)]
-    if next_steps:
-        steps = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-        for command, what in next_steps:
-            steps.add_row(Text(command, no_wrap=True), Text(what, style="dim"))
-        parts += [Text(), Text("Next", style="bold"), Padding(steps, (0, 0, 0, 2))]
+    steps = Table.grid(padding=(0, 2, 0, 0))
+    for command, what in next_steps:
+        steps.add_row(Text(command, no_wrap=True), Text(what, style="dim"))
+    parts += [Text(), Text("Next", style="bold"), Padding(steps, (0, 0, 0, 2))]
     return Group(*parts)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -60,7 +61,9 @@ async def show(*, keep: bool = False, svg: str | os.PathLike[str] | None = None)
     finally:
         # Not in a thread: after a second Ctrl-C nothing is awaited any more.
         if keep_folder:
-            console.print(Text(f"\nEverything is kept in {folder}"), soft_wrap=True)
+            console.print(
+                Text(f"\nEverything is kept in {folder}; daemon.log there is what the daemon said."), soft_wrap=True
+            )
         else:
             shutil.rmtree(folder, ignore_errors=True)
             console.print(Text("\nThe folder of the demo and its daemon are gone; --keep keeps the folder.", "dim"))
@@ -183,7 +186,7 @@ def _config(sandbox: Sandbox, inbox: Path, state: Path) -> str:
             "      - application/vnd.openxmlformats-officedocument.*",
             "      - image/*",
             "      - text/*",
-            f'state_dir: "{state}"',
+            f"state_dir: {json.dumps(str(state))}",  # a JSON string is a YAML string, whatever the path contains
             "log: {level: info, format: json}",
             'admin: {listen: "off"}',
             "",

@@ -88,9 +88,12 @@ def _not_said_once(journeys: Sequence[Journey]) -> list[str]:
     for journey in journeys:
         ends = [record for record in journey.records if record.get("event") in ("file.sent", "file.failed")]
         wanted = ("file.sent", None) if journey.drop.failure is None else ("file.failed", journey.drop.failure)
-        said = [(end.get("event"), end.get("reason")) for end in ends]
-        if said != [wanted] and journey.dropped_at is not None:
-            found.append(f"{journey.drop.shown}: the log says {said or 'nothing'} of its end")
+        if journey.dropped_at is None:
+            continue
+        if len(ends) != 1:
+            found.append(f"{journey.drop.shown}: the log tells its end {len(ends)} times, not once")
+        elif (said := (ends[0].get("event"), ends[0].get("reason"))) != wanted:
+            found.append(f"{journey.drop.shown}: the log says of its end: {' '.join(map(str, filter(None, said)))}")
     return found
 
 
