@@ -195,11 +195,12 @@ class Filing:
                 try:
                     below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
                 except FileNotFoundError:
-                    with contextlib.suppress(FileExistsError):  # another file's thread was first
-                        os.mkdir(name, 0o700, dir_fd=folder)
-                    below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
                     # Not the sticky bit and not writable for everybody: what is filed is nobody's to remove.
-                    os.fchmod(below, stat.S_IMODE(inbox.st_mode) & 0o2775 | 0o700)
+                    mode = stat.S_IMODE(inbox.st_mode) & 0o2775 | 0o700
+                    with contextlib.suppress(FileExistsError):  # another file's thread was first
+                        os.mkdir(name, mode & 0o777, dir_fd=folder)
+                    below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
+                    _set_mode(below, mode)  # the umask took some of it away
                     os.fsync(folder)
             finally:
                 os.close(folder)
@@ -570,6 +571,16 @@ class Filing:
             reason, advice = _TROUBLE.get(error.errno or 0, (Reason.FOLDER_NOT_WRITABLE, "see the error"))
             detail = f"cannot {doing} {self.path}: {error.strerror or error}; {advice}"
             raise InboxError(reason, detail, Step.FILING) from error
+
+
+def _set_mode(folder: int, mode: int) -> None:
+    """Give a folder its mode, the set-group-id bit where that is allowed: a hardened service may be forbidden to set
+    it.
+    """
+    try:
+        os.fchmod(folder, mode)
+    except PermissionError:
+        os.fchmod(folder, mode & 0o777)
 
 
 def version_of(found: os.stat_result) -> Version:
