@@ -22,6 +22,7 @@ from attachd import __version__, config, telemetry
 from attachd.config import Config
 from attachd.delivery.dispatcher import Dispatcher
 from attachd.delivery.filing import OWN_FOLDER, Filing
+from attachd.delivery.health import CANARY
 from attachd.delivery.lifecycle import Rules
 from attachd.delivery.pauses import Pauses
 from attachd.delivery.pipeline import InboxPlan, Pipeline
@@ -34,9 +35,6 @@ from attachd.model import DeliveryId, InboxName, Reason, Step, delivery_id
 from attachd.sdnotify import Notifier
 
 log = structlog.get_logger("attachd.daemon")
-
-_GREETING = DeliveryId("greeting")
-"""Who speaks to the platform at start, before there is any delivery."""
 
 
 def utcnow() -> datetime:
@@ -253,22 +251,12 @@ class Daemon:
                 await journal.hold_until(now + timedelta(seconds=seconds), detail, now)
 
     async def _greet(self, gateway: Webchat, pauses: Pauses) -> None:
-        """Find out before the first file whether the platform lets us in, and say so if not; again until it does."""
-        while True:
-            try:
-                await gateway.check_credentials()
-            except (AccountError, TransientError) as error:
-                trouble = AccountError(error.reason, str(error), error.step)
-                pauses.failed(_GREETING, _NO_INBOX, trouble, strike=False, alone=False)
-                if (pause := pauses.account()) is None:
-                    return  # a file got through meanwhile
-                await asyncio.sleep(pauses.probe_in_s(pause) or 1.0)
-                pauses.starts(_GREETING, _NO_INBOX)
-            else:
-                pauses.passed(_GREETING, _NO_INBOX, Step.TOKEN)
-                return
-            finally:
-                pauses.ends(_GREETING)
+        """Find out before the first file whether the platform lets us in; if not, say so, and the canary goes on."""
+        try:
+            await gateway.check_credentials()
+        except (AccountError, TransientError) as error:
+            trouble = AccountError(error.reason, str(error), error.step)
+            pauses.failed(CANARY, InboxName(""), trouble, strike=False, alone=False)
 
     # --- signals --------------------------------------------------------------------------------------------------
 
@@ -293,5 +281,4 @@ class Daemon:
             await asyncio.sleep(interval_s)
 
 
-_NO_INBOX = InboxName("")
 _LONGEST_HOLD_S = 3600.0

@@ -8,6 +8,7 @@ later.
 import asyncio
 import codecs
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import mimetypes
@@ -17,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import puremagic
 
-from attachd.errors import FileError, TransientError
+from attachd.errors import DeliveryError, FileError, InboxError, TransientError
 from attachd.model import Document, Reason, Step
 
 PIECE_BYTES = 256 * 1024
@@ -106,8 +107,30 @@ def _unreadable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        detail = f"the file cannot be read: {error.strerror or error}"
-        raise TransientError(Reason.UNREADABLE, detail, Step.CHECK) from error
+        raise reading_error(error, Step.CHECK) from error
+
+
+def reading_error(error: OSError, step: Step) -> DeliveryError:
+    """Whose fault it is that a claimed file cannot be read: the file's own, or that of the share it lies on."""
+    if error.errno in _SHARE_IN_TROUBLE:
+        detail = f"the folder does not let itself be read: {error.strerror}"
+        return InboxError(Reason.FOLDER_MISSING, detail, Step.FILING)
+    return TransientError(Reason.UNREADABLE, f"the file cannot be read: {error.strerror or error}", step)
+
+
+_SHARE_IN_TROUBLE = frozenset(
+    {
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ECONNREFUSED,
+        errno.EREMOTEIO,
+    }
+)
 
 
 def _changed(what: str) -> TransientError:

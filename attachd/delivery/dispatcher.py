@@ -15,13 +15,14 @@ from datetime import datetime
 
 import structlog
 
+from attachd.delivery.health import CANARY
 from attachd.delivery.lifecycle import Again, Bury, Rules, after_error
 from attachd.delivery.outcomes import Outcomes
 from attachd.delivery.pauses import Pauses
 from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
 from attachd.delivery.recovery import recover
 from attachd.delivery.slots import Slots
-from attachd.errors import AccountError, DeliveryError, InboxError
+from attachd.errors import AccountError, DeliveryError, FileError, InboxError
 from attachd.model import (
     PLATFORM_STEPS,
     ClaimResult,
@@ -42,7 +43,9 @@ log = structlog.get_logger("attachd.delivery")
 
 CLAIMED_PER_WORKER = 4
 _SUSPECT_STRIKES = 2  # ours: after so many, a file shares one worker with all others like it
+_LONGEST_NAP_S = 3600.0
 _ANY = 1 << 30
+_NO_INBOX = InboxName("")
 
 
 class Dispatcher:
@@ -156,9 +159,9 @@ class Dispatcher:
                     self._pauses_ended = self._pauses.ended
                     self._hurry()
                 self._slots.wake()
-                wait_s = self._start_due(attempts)
+                wait_s = min(self._start_canaries(attempts), self._start_due(attempts))
                 try:
-                    async with asyncio.timeout(wait_s):
+                    async with asyncio.timeout(min(wait_s, _LONGEST_NAP_S)):
                         await self._pauses.changed.wait()
                 except TimeoutError:
                     continue
@@ -179,42 +182,77 @@ class Dispatcher:
         """What is claimed and waits for its turn or its next try."""
         return list(self._waiting.values())
 
-    def _start_due(self, attempts: asyncio.TaskGroup) -> float | None:
-        """Begin what may begin; returns in how many seconds to look again, None when only an event can change
-        anything.
-        """
+    def _start_canaries(self, attempts: asyncio.TaskGroup) -> float:
+        """Try what is paused and due, without any file; returns in how many seconds to look again."""
+        if self._stopping:
+            return math.inf
+        if account := self._pauses.account():
+            if (wait_s := self._pauses.canary_in_s(None)) > 0:
+                return wait_s
+            inboxes = [work.delivery.inbox for work in self._waiting.values()] or list(self._inboxes)
+            self._start_canary(inboxes[0], account.failure.step, attempts)
+            return math.inf
+        waits = {inbox: self._pauses.canary_in_s(inbox) for inbox in self._inboxes}
+        for inbox, wait_s in waits.items():
+            if wait_s <= 0:
+                self._start_canary(inbox, Step.SESSION, attempts)
+        return min((wait_s for wait_s in waits.values() if wait_s > 0), default=math.inf)
+
+    def _start_canary(self, inbox: InboxName, troubled: Step, attempts: asyncio.TaskGroup) -> None:
+        self._pauses.starts(CANARY, inbox)
+        attempts.create_task(self._sing(self._inboxes[inbox], troubled), name=f"canary {inbox}")
+
+    async def _sing(self, inbox: InboxPlan, troubled: Step) -> None:
+        try:
+            await self._pipeline.sing(inbox, troubled)
+        except DeliveryError as error:
+            if isinstance(error, InboxError | FileError):
+                # A refusal in words is an answer: the platform works, whatever is wrong with this inbox.
+                self._pauses.passed(CANARY, _NO_INBOX, Step.PUT)
+            self._pauses.failed(CANARY, inbox.name, error, strike=False, alone=False)
+        finally:
+            self._pauses.ends(CANARY)
+
+    def _start_due(self, attempts: asyncio.TaskGroup) -> float:
+        """Begin what may begin; returns in how many seconds to look again."""
         while not self._stopping and len(self._attempts) < self._concurrency:
             slow_lane_taken = any(_is_suspect(work) for work, _ in self._attempts.values())
             waits = [(self._wait_s(work), work) for work in self._waiting.values()]
             due = [work for wait_s, work in waits if wait_s <= 0 and not (slow_lane_taken and _is_suspect(work))]
             if not due:
                 soonest = min((wait_s for wait_s, _ in waits if wait_s > 0), default=math.inf)
-                return min(soonest, self._next_probe_s(), 3600.0)
+                return min(soonest, self._next_probe_s())
             self._start(min(due, key=self._urgency), attempts)
-        return None
+        return math.inf
 
     def _wait_s(self, work: Work) -> float:
         delivery = work.delivery
-        if self._pauses.paused(delivery.inbox):
-            return self._pauses.wait_s(delivery.id, delivery.inbox)
-        if delivery.next_try_at is None:
-            return 0.0
-        return (delivery.next_try_at - self._now()).total_seconds()
+        own_s = 0.0
+        if delivery.next_try_at is not None:
+            # The wall clock may have been set back since.
+            own_s = min((delivery.next_try_at - self._now()).total_seconds(), _LONGEST_NAP_S)
+        if not self._pauses.paused(delivery.inbox):
+            return own_s
+        # What waits for the platform need not wait out its own time as well; what waits for its own file must.
+        local = delivery.last_failure is not None and delivery.last_failure.step is Step.CHECK
+        return max(self._pauses.wait_s(delivery.id, delivery.inbox), own_s if local else 0.0)
 
     def _next_probe_s(self) -> float:
         """When an inbox without claimed files may claim one to be the probe."""
         pauses = [self._pauses.account(), *(self._pauses.inbox(inbox) for inbox in self._inboxes)]
-        waits = [self._pauses.probe_in_s(pause) for pause in pauses if pause and pause.probe is None]
+        waits = [
+            self._pauses.probe_in_s(pause) for pause in pauses if pause and not pause.probe and not pause.by_canary
+        ]
         return min((max(wait_s, 0.05) for wait_s in waits if wait_s is not None), default=math.inf)
 
-    def _urgency(self, work: Work) -> tuple[bool, int, int, str]:
-        """Fairly among the inboxes, then the ones that failed least, then in the order they came.
+    def _urgency(self, work: Work) -> tuple[bool, int, DeliveryId]:
+        """Fairly among the inboxes, and in each in the order they came.
 
         As a probe rather one that nobody can have seen yet than a message in doubt, which may be posted only so often.
         """
         delivery = work.delivery
         doubtful = isinstance(delivery.state, Posting) and self._pauses.paused(delivery.inbox)
-        return doubtful, self._busy[delivery.inbox], delivery.strikes, delivery.id
+        return doubtful, self._busy[delivery.inbox], delivery.id
 
     def _hurry(self) -> None:
         """A pause is over: what waited because of it need not wait out its own time as well."""
@@ -256,19 +294,20 @@ class Dispatcher:
         if isinstance(verdict, Bury) and self._is_one_too_many(delivery, verdict.failure):
             error, verdict = self._too_many_failures(verdict.failure), Again(delivery)
         strike = isinstance(verdict, Again) and verdict.delivery.strikes > delivery.strikes
+        if isinstance(verdict, Again):
+            work.delivery = verdict.delivery
         alone = len(self._waiting) + len(self._attempts) == 1
         self._refund(self._pauses.failed(delivery.id, delivery.inbox, error, strike=strike, alone=alone))
-        if isinstance(verdict, Bury):
-            work.burial = verdict.failure
-            try:
-                await self._pipeline.bury(work, inbox, verdict.failure)
-            except DeliveryError as trouble:
-                self._pauses.failed(delivery.id, delivery.inbox, trouble, strike=False, alone=alone)
-                self._log_deferred(work, trouble)
-        else:
-            work.delivery = verdict.delivery
+        if isinstance(verdict, Again):
             await self._remember(work)
             self._log_deferred(work, error)
+            return
+        work.burial = verdict.failure
+        try:
+            await self._pipeline.bury(work, inbox, verdict.failure)
+        except DeliveryError as trouble:
+            self._pauses.failed(delivery.id, delivery.inbox, trouble, strike=False, alone=alone)
+            self._log_deferred(work, trouble)
 
     def _is_one_too_many(self, delivery: Delivery, failure: Failure) -> bool:
         refused = failure.step in PLATFORM_STEPS and failure.reason is not Reason.UNKNOWN_OUTCOME

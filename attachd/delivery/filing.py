@@ -432,6 +432,18 @@ class Filing:
                         return os.path.join(relative, entry.name)
         return None
 
+    def moved_before(self, delivery: DeliveryId, name: str, version: Version) -> str:
+        """Where a file lies that an earlier try moved, and could not make sure of: now it is made sure.
+
+        Empty when it lies nowhere: somebody took it away. Raises InboxError.
+        """
+        filed_as = self.find_filed(name, version)
+        if filed_as:
+            with self._trouble("file into"), self._folder_of(os.path.dirname(filed_as)) as folder:
+                os.fsync(folder)
+        self.drop_claim(delivery)
+        return filed_as or ""
+
     def was_sent(self, filed_as: str) -> bool:
         """Whether a path that `find_filed` gave lies in `sent/`."""
         return filed_as.startswith(self._sent + "/")

@@ -2,9 +2,9 @@
 arguments.
 
 Beside the dispatcher, which tells it of every step that passed and of every error, and asks it before a delivery goes.
-A pause ends by a probe: when its time has come one delivery is let through; if that passes the step that was in
-trouble, everything goes on, if not, the pause is prolonged. So an outage of any length costs a handful of requests an
-hour.
+A pause ends by a probe: when its time has come one try is made; if that passes the step that was in trouble,
+everything goes on, if not, the pause is prolonged. So an outage of any length costs a handful of requests an hour.
+Steps that no agent sees are tried by a canary, which carries nothing of any file; the others by one delivery.
 
 The breaker: when several files in a row fail at one step and none passes it in between, it is not the files.
 """
@@ -13,14 +13,20 @@ import math
 from dataclasses import dataclass, replace
 
 from attachd.errors import AccountError, DeliveryError, InboxError, TransientError
-from attachd.model import CARRIES_THE_FILE, DeliveryId, Failure, InboxName, Reason, Step
+from attachd.model import CARRIES_THE_FILE, PLATFORM_STEPS, DeliveryId, Failure, InboxName, Reason, Step
 
-_PLATFORM_STEPS = (Step.TOKEN, Step.SESSION, Step.UPLOAD, Step.PUT, Step.MESSAGE)
-_OPENS_AFTER = 3  # different files in a row; ours
+_OPENS_AFTER = 3  # different files in a row, or tries of a file that is alone; ours
+_OPENS_AFTER_TRIES_OF_TWO = 6
 _PROVEN_FOR_S = 120.0  # ours: so long another file's success speaks for the platform
 _FIRST_PROBE_S = 5.0
 _LONGEST_PROBE_S = 120.0  # about 30 probes an hour, and a delivery at most three minutes after a long outage
 _TURN_S = 1.0  # ours: so much later than the others a file whose probe failed may try again
+
+
+CANARY = DeliveryId("canary")
+"""Tries the platform for all: opens a session, and uploads a constant text where the upload is in doubt."""
+
+_BY_CANARY = frozenset({Step.TOKEN, Step.SESSION, Step.UPLOAD, Step.PUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +45,14 @@ class Pause:
     suspect: DeliveryId | None = None
     tried: frozenset[DeliveryId] = frozenset()
 
+    @property
+    def by_canary(self) -> bool:
+        """Whether the canary tries it, so that no delivery need be risked."""
+        return self.failure.step in _BY_CANARY
+
     def wait_s(self, delivery: DeliveryId, now: float) -> float:
         """How long this delivery has to wait before it may go as the probe; infinite while another one is out."""
-        if self.probe is not None:
+        if self.probe is not None or self.by_canary is not (delivery == CANARY):
             return math.inf
         if self.suspect not in (None, delivery):
             return 0.0
@@ -93,7 +104,13 @@ class Health:
                 self._pauses[scope] = replace(pause, probe=None)
 
     def proven(self, delivery: DeliveryId, step: Step, now: float) -> bool:
-        """Whether another file passed the step lately, so that a failure there can be this file's own."""
+        """Whether another file passed the step lately, so that a failure there can be this file's own.
+
+        And since this one failed there last: one success must not speak for the platform again and again. While
+        everything is paused nobody is to blame.
+        """
+        if None in self._pauses or any(failed == delivery for failed, _ in self._streaks.get(step, ())):
+            return False
         return any(
             other != delivery and now - passed_at <= _PROVEN_FOR_S
             for other, passed_at in self._passed.get(step, {}).items()
@@ -171,7 +188,8 @@ class Health:
         pause = self._pauses.get(None)
         probing = pause is not None and pause.probe == delivery
         # What was under way when the pause began fails for the same cause.
-        if pause is None and len(files) < _OPENS_AFTER and not (alone and len(streak) >= _OPENS_AFTER):
+        enough = {1: _OPENS_AFTER if alone else math.inf, 2: _OPENS_AFTER_TRIES_OF_TWO}.get(len(files), 0)
+        if pause is None and len(streak) < enough:
             return []
         refunds = tuple(failed for failed, counted in streak if counted)
         del self._streaks[error.step]
@@ -220,6 +238,6 @@ class Health:
 
 def _proves(passed: Step, troubled: Step) -> bool:
     """Whether passing one step shows that another works: a later step of the platform speaks for those before it."""
-    if passed in _PLATFORM_STEPS and troubled in _PLATFORM_STEPS:
-        return _PLATFORM_STEPS.index(passed) >= _PLATFORM_STEPS.index(troubled)
+    if passed in PLATFORM_STEPS and troubled in PLATFORM_STEPS:
+        return PLATFORM_STEPS.index(passed) >= PLATFORM_STEPS.index(troubled)
     return passed is troubled

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias, assert_never
 
-from attachd.errors import AccountError, DeliveryError, FileError, InboxError, TransientError, UnknownOutcome
+from attachd.errors import AccountError, DeliveryError, FileError, InboxError, TransientError
 from attachd.model import (
     CARRIES_THE_FILE,
     Claimed,
@@ -84,8 +84,6 @@ def after_error(
             return Bury(error.failure)
         case InboxError() | AccountError():
             return Again(replace(delivery, next_try_at=None, last_failure=error.failure))
-        case UnknownOutcome() if not may_post_again(delivery.state, rules):
-            return Bury(_unknown(str(error)))
         case TransientError():
             return _after_transient(delivery, error, proven=proven, now=now, jitter=jitter, rules=rules)
         case _:

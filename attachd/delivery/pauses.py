@@ -4,12 +4,13 @@ Between the dispatcher and the pipeline, which report, and `health`, which decid
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 
 import structlog
 
-from attachd.delivery.health import Change, Health, Pause
+from attachd.delivery.health import CANARY, Change, Health, Pause
 from attachd.errors import DeliveryError, InboxError
 from attachd.model import DeliveryId, InboxName, Step
 
@@ -46,7 +47,12 @@ class Pauses:
     def probe_in_s(self, pause: Pause) -> float | None:
         """When the next try is due, in seconds; None when that depends on something else."""
         wait_s = pause.until - self._clock()
-        return None if wait_s == float("inf") else max(0.0, wait_s)
+        return None if wait_s == math.inf else max(0.0, wait_s)
+
+    def canary_in_s(self, inbox: InboxName | None) -> float:
+        """When the canary is to try the account (None) or an inbox again; infinite when it is not its turn."""
+        pause = self._health.pause_of(inbox)
+        return pause.wait_s(CANARY, self._clock()) if pause else math.inf
 
     def proven(self, delivery: DeliveryId, step: Step) -> bool:
         """Whether others pass this step, so that a failure there is the file's own."""

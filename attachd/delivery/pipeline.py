@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import assert_never
 
-from attachd.delivery.content import Content
+from attachd.delivery.content import Content, reading_error
 from attachd.delivery.filing import Filing, FolderIdentity
+from attachd.delivery.health import CANARY
 from attachd.delivery.lifecycle import Rules, may_post_again, unknown_outcome
 from attachd.delivery.texts import message_text, reason_text
 from attachd.errors import AccountError, DeliveryError, TransientError, UnknownOutcome
 from attachd.model import (
+    CARRIES_THE_FILE,
     Claimed,
     Delivery,
     DeliveryId,
+    Document,
     Failed,
     Failure,
     InboxName,
@@ -106,6 +109,18 @@ class Pipeline:
         finally:
             work.step = None
 
+    async def sing(self, inbox: InboxPlan, troubled: Step) -> None:
+        """Be the canary: try the steps up to the troubled one as a guest of this inbox, with nothing of any file.
+
+        No agent sees it. Raises one of the four families.
+        """
+        async with self._gateway.session(CANARY, inbox.routing) as session:
+            self._tell_passed(CANARY, inbox.name, Step.SESSION)
+            if troubled in CARRIES_THE_FILE:
+                await session.upload(_SONG_SHEET, _song)
+                self._tell_passed(CANARY, inbox.name, Step.UPLOAD)
+                self._tell_passed(CANARY, inbox.name, Step.PUT)
+
     async def bury(self, work: Work, inbox: InboxPlan, failure: Failure) -> None:
         """Give the delivery up: the file goes to `failed/` with the reason beside it. Raises InboxError."""
         work.step = Step.FILING
@@ -117,7 +132,10 @@ class Pipeline:
             )
         except FileNotFoundError:
             self._demand_own_folder(work, inbox)
-            filed_as = ""
+            filed_as = await asyncio.to_thread(inbox.filing.moved_before, delivery.id, delivery.name, delivery.version)
+            if filed_as:
+                text = reason_text(delivery, failure, self._now())
+                await asyncio.to_thread(inbox.filing.explain_failure, filed_as, text)
         await self._close(work, _failed(delivery, failure, filed_as))
 
     # --- on the way ----------------------------------------------------------------------------------------------
@@ -153,7 +171,7 @@ class Pipeline:
                 work.delivery = replace(work.delivery, state=Posted(posting.upload, receipt, posting.posts))
                 await self._file_sent(work, inbox)
             case NotThere():
-                await self._post_again(work, inbox, posting)
+                await self._post_again(work, inbox, replace(posting, posts=0))  # none of them was accepted
             case CannotAsk() if may_post_again(posting, self._rules):
                 await self._post_again(work, inbox, posting)
             case CannotAsk():
@@ -201,7 +219,10 @@ class Pipeline:
                 done = await self._file_changed(delivery, inbox)
         except FileNotFoundError:
             self._demand_own_folder(work, inbox)
-            done = replace(delivery, state=Sent(upload, receipt, filed_as="", posts=posts), next_try_at=None)
+            filed_as = await asyncio.to_thread(inbox.filing.moved_before, delivery.id, delivery.name, delivery.version)
+            done = replace(delivery, state=Sent(upload, receipt, filed_as, posts), next_try_at=None)
+        except OSError as error:
+            raise reading_error(error, Step.FILING) from error
         await self._close(work, done)
 
     async def _file_changed(self, delivery: Delivery, inbox: InboxPlan) -> Delivery:
@@ -259,8 +280,7 @@ class Pipeline:
         except FileNotFoundError:
             raise
         except OSError as error:
-            detail = f"the file cannot be read: {error.strerror or error}"
-            raise TransientError(Reason.UNREADABLE, detail, Step.CHECK) from error
+            raise reading_error(error, Step.CHECK) from error
         return content
 
 
@@ -269,6 +289,14 @@ def _failed(delivery: Delivery, failure: Failure, filed_as: str) -> Delivery:
     receipt = delivery.state.receipt if isinstance(delivery.state, Posted) else None
     state = Failed(failure, filed_as, upload, receipt)
     return replace(delivery, state=state, next_try_at=None, last_failure=failure)
+
+
+_SONG = b"attachd tries whether uploads work\n"
+_SONG_SHEET = Document("attachd-canary.txt", "text/plain", len(_SONG))
+
+
+async def _song() -> AsyncIterator[bytes]:
+    yield _SONG
 
 
 def _counted(work: Work, read: ReadContent) -> ReadContent:

@@ -13,6 +13,7 @@ from datetime import datetime
 from attachd.delivery.filing import Filing, Leftover
 from attachd.delivery.lifecycle import Again, Bury, Redo, after_crash
 from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
+from attachd.delivery.texts import reason_text
 from attachd.model import Delivery, DeliveryId, Failed, Failure, Posted, Reason, Sent, Step
 from attachd.ports import Journal, JournalIdentity
 
@@ -45,7 +46,7 @@ async def recover(
                 await pipeline.bury(Work(delivery, filing.identity()), inbox, failure)
     # Where the folder is none that this journal knows, what is not there may only be away, as an unmounted share is.
     for row in rows.values() if trusted else ():
-        await journal.record(await asyncio.to_thread(_without_file, row, inbox), now)
+        await journal.record(await asyncio.to_thread(_without_file, row, inbox, now), now)
     # Only now: had it been signed first, a crash in between would make lost claims look like our own.
     await asyncio.to_thread(filing.sign_claims, journal.identity)
     return to_go_on
@@ -81,7 +82,7 @@ def _posted(delivery: Delivery) -> Posted:
     return Posted(delivery.state.upload, delivery.state.receipt, delivery.state.posts)
 
 
-def _without_file(row: Delivery, inbox: InboxPlan) -> Delivery:
+def _without_file(row: Delivery, inbox: InboxPlan, now: datetime) -> Delivery:
     """A delivery whose file is not claimed any more: it was filed and that not recorded, or somebody took it away."""
     filed_as = inbox.filing.find_filed(row.name, row.version)
     if isinstance(row.state, Posted):
@@ -89,6 +90,8 @@ def _without_file(row: Delivery, inbox: InboxPlan) -> Delivery:
         return replace(row, state=state, next_try_at=None)
     if filed_as and row.last_failure:
         failure = row.last_failure
+        if not inbox.filing.was_sent(filed_as):  # the crash may have come between the move and the reason
+            inbox.filing.explain_failure(filed_as, reason_text(row, failure, now))
     else:
         failure = Failure(Reason.VANISHED, "the claimed file was gone when attachd started", Step.CHECK)
     return replace(row, state=Failed(failure, filed_as or ""), next_try_at=None, last_failure=failure)

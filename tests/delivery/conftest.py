@@ -1,0 +1,158 @@
+"""Real inboxes on real filesystems, with the folders of attachd in them, and ways to get those into trouble."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from attachd.delivery.filing import Filing, version_of
+from attachd.model import ClaimResult, DeliveryId, InboxName, Sighting
+
+INBOX = InboxName("claims")
+NOBODY = 65534
+
+
+def sighting_of(inbox: Path, name: str) -> Sighting:
+    """What the scan reports of a file."""
+    return Sighting(name, version_of((inbox / name).lstat()))
+
+
+def drop(inbox: Path, name: str, content: bytes = b"a document") -> Sighting:
+    """A producer puts a file into the inbox, whole."""
+    (inbox / name).parent.mkdir(parents=True, exist_ok=True)
+    (inbox / name).write_bytes(content)
+    return sighting_of(inbox, name)
+
+
+def claim(filing: Filing, sighting: Sighting, delivery: str = "d1") -> ClaimResult:
+    """Claim one file."""
+    [claimed] = filing.claim([(DeliveryId(delivery), sighting)])
+    assert (claimed.version is not None) == (claimed.result is ClaimResult.CLAIMED)
+    return claimed.result
+
+
+def claim_new(filing: Filing, inbox: Path, name: str, content: bytes = b"a document", delivery: str = "d1") -> None:
+    """A file is dropped, and claimed."""
+    assert claim(filing, drop(inbox, name, content), delivery) is ClaimResult.CLAIMED
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file that people see below a folder, and its content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".attachd" not in path.parts
+    }
+
+
+def fill(folder: Path) -> None:
+    """Leave no block free on the filesystem of a folder."""
+    for number in range(3):
+        os.sync()  # what was removed is free only then
+        with (folder / f"fill{number}").open("ab", buffering=0) as file:
+            for size in (65536, 4096, 1024, 1):
+                with suppress(OSError):
+                    while file.write(b"x" * size):
+                        pass
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """As a user without rights of its own; root only."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder that every user can reach, on the disk's filesystem and on tmpfs."""
+    base = "/dev/shm" if request.param == "memory" else None
+    if base and not os.path.isdir(base):
+        pytest.skip("no tmpfs at /dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="attachd-test-", dir=base))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def inbox(place: Path) -> Path:
+    folder = place / "inbox"
+    folder.mkdir()
+    return folder
+
+
+Open: TypeAlias = Callable[..., Filing]
+
+
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    """Opens the folders of an inbox; they are closed after the test."""
+    with ExitStack() as stack:
+
+        def open_(path: Path, sent: str = "sent", failed: str = "failed") -> Filing:
+            filing = Filing(INBOX, path, sent=sent, failed=failed)
+            filing.open()
+            stack.callback(filing.close)
+            return filing
+
+        yield open_
+
+
+@pytest.fixture
+def filing(inbox: Path, opened: Open) -> Filing:
+    return opened(inbox)
+
+
+Mount: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts something on a folder until the test ends; skips where that is not allowed."""
+    mounted: list[Path] = []
+
+    def mount_(target: Path, *arguments: str) -> Path:
+        target.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", *arguments, str(target)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+        mounted.append(target)
+        return target
+
+    yield mount_
+    for target in reversed(mounted):
+        subprocess.run(["umount", "--lazy", str(target)], check=True)
+
+
+@pytest.fixture
+def image(tmp_path: Path, mount: Mount) -> Callable[..., Path]:
+    """A small filesystem of its own, made as asked for."""
+
+    def image_(*mkfs: str) -> Path:
+        file = tmp_path / "image"
+        with file.open("wb") as blocks:
+            blocks.truncate(6 << 20)
+        if not shutil.which("mkfs.ext4"):
+            pytest.skip("no mkfs.ext4")
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", "1024", *mkfs, str(file)], check=True, capture_output=True)
+        return mount(tmp_path / "mounted", "-o", "loop", str(file))
+
+    return image_
+
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
