@@ -269,6 +269,8 @@ class Daemon:
             return
         self._secret = found.platform.client_secret.get_secret_value()
         telemetry.redact("client secret", self._secret)
+        same_secret = {"client_secret": self._settings.platform.client_secret}
+        found = found.model_copy(update={"platform": found.platform.model_copy(update=same_secret)})
         changed = [key for key in Config.model_fields if getattr(found, key) != getattr(self._settings, key)]
         log.info("daemon.reloaded", version=__version__, needs_restart=changed)
 

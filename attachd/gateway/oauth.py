@@ -8,7 +8,6 @@ import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import quote_plus
 
 from yarl import URL
 
@@ -128,8 +127,8 @@ class Tokens:
     async def _asked(self) -> Token:
         await self._gate.admit(counted=False)
         secret = self._client_secret()
-        # RFC 6749, 2.3.1: both parts are form-encoded before they are joined.
-        pair = f"{quote_plus(self._client_id)}:{quote_plus(secret)}"
+        # As they are: the vendor's clients do not form-encode them first, as RFC 6749, 2.3.1 would have it.
+        pair = f"{self._client_id}:{secret}"
         basic = base64.b64encode(pair.encode()).decode("ascii")
         answer = await self._http.request(
             Step.TOKEN,

@@ -1,0 +1,267 @@
+"""The commands as an operator types them: what they print, and the exit codes that scripts rely on."""
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from attachd.sandbox import Fault, FaultKind, Sandbox, refuse
+
+from .running import RunningDaemon, drop, until
+
+
+class Operator:
+    """Types commands, without a terminal unless told."""
+
+    def __init__(self, config_file: Path) -> None:
+        self.config_file = config_file
+
+    async def types(self, *words: str) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "attachd", *words, stdout=pipe, stderr=pipe, env=os.environ | {"COLUMNS": "200"}
+        )
+        async with asyncio.timeout(60):
+            out, err = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, out.decode(), err.decode()
+
+    async def checks(self, *words: str) -> tuple[int, str, str]:
+        return await self.types("check", "-c", str(self.config_file), *words)
+
+    async def sends(self, *words: str) -> tuple[int, str, str]:
+        return await self.types("send", "-c", str(self.config_file), *words)
+
+
+@pytest.fixture
+async def operator(daemon: RunningDaemon) -> AsyncIterator[Operator]:
+    """Somebody at a shell, with the config of the fixture's daemon, which does not run."""
+    return Operator(daemon.config_file)
+
+
+async def test_a_wrong_config_is_refused_with_all_its_problems_and_nothing_is_started(
+    operator: Operator, inbox: Path
+) -> None:
+    """Exit code 78; each problem on a line of its own with its path in the file; no folder was made."""
+    operator.config_file.write_text(f"""
+platform: {{client_id: x, client_secret: hunter2hunter2, envronment: a.b, queue_id: q}}
+inboxes:
+  - {{path: {inbox}, settle: soon}}
+  - {{path: {inbox}/../elsewhere, message: "$nmae"}}
+""")
+    code, out, err = await operator.types("run", "-c", str(operator.config_file))
+    assert (code, out) == (78, "")
+    assert "nothing was started" in err.splitlines()[0]
+    for path in ("platform.envronment", "inboxes[0].settle", "inboxes[1].message"):
+        assert any(line.strip().startswith(path) for line in err.splitlines()), path
+    assert "hunter2" not in err
+    assert "Traceback" not in err
+    assert list(inbox.iterdir()) == []
+
+
+async def test_a_missing_config_file_is_said_in_a_line(operator: Operator, tmp_path: Path) -> None:
+    """No traceback for a typing error."""
+    code, _, err = await operator.types("run", "-c", str(tmp_path / "nowhere.yaml"))
+    assert code == 78
+    assert "nowhere.yaml" in err
+    assert "Traceback" not in err
+
+
+async def test_a_missing_inbox_folder_is_found_before_the_first_file(operator: Operator, inbox: Path) -> None:
+    """A typing error in a path: exit code 78, and the path with what to do."""
+    inbox.rmdir()
+    code, out, err = await operator.types("run", "-c", str(operator.config_file))
+    assert (code, out) == (78, "")
+    assert "inboxes[0].path" in err
+    assert str(inbox) in err
+
+
+async def test_check_says_of_everything_how_it_is(operator: Operator, platform: Sandbox, inbox: Path) -> None:
+    """All well: exit code 0, a line for the config, the state folder, the inbox and the platform; nothing was made."""
+    code, out, _ = await operator.checks()
+    assert code == 0, out
+    assert [line[:2] for line in out.splitlines()] == ["ok"] * 5
+    assert platform.client_secret not in out
+    assert list(inbox.iterdir()) == []
+    assert not (inbox.parent / "state").exists()
+
+
+async def test_check_names_a_wrong_secret_and_what_to_do(operator: Operator, platform: Sandbox) -> None:
+    """The credentials are tried before the first file needs them."""
+    platform.change(client_secret="another secret")
+    code, out, _ = await operator.checks()
+    assert code == 1
+    assert "client_secret" in out
+    offline, _, _ = await operator.checks("--offline")
+    assert offline == 0
+
+
+async def test_check_tells_an_unreachable_platform_from_a_wrong_setting(operator: Operator, platform: Sandbox) -> None:
+    """Exit code 69: nothing is wrong here, as far as anybody can tell."""
+    await platform.go_down()
+    code, out, _ = await operator.checks()
+    assert code == 69
+    assert "127.0.0.1" in out
+
+
+async def test_check_names_what_is_wrong_with_a_folder(operator: Operator, inbox: Path) -> None:
+    """A file where `sent/` belongs, found without starting anything."""
+    (inbox / "sent").write_text("not a folder")
+    code, out, _ = await operator.checks("--offline")
+    assert code == 1
+    assert "sent is not a folder" in out
+
+
+async def test_check_prints_the_schema_for_editors(operator: Operator) -> None:
+    """JSON Schema on standard output, without any config."""
+    code, out, _ = await operator.types("check", "--schema")
+    assert code == 0
+    schema = json.loads(out)
+    assert {"platform", "inboxes", "delivery"} <= schema["properties"].keys()
+
+
+async def test_send_sends_files_and_leaves_them_where_they_are(
+    operator: Operator, platform: Sandbox, tmp_path: Path
+) -> None:
+    """Two files, two conversations, exit code 0; nothing moved, nothing written beside them."""
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    for name in ("one.txt", "two.txt"):
+        (folder / name).write_text(name)
+    code, out, _ = await operator.sends(
+        str(folder / "one.txt"), str(folder / "two.txt"), "--message", "$name from the desk"
+    )
+    assert code == 0, out
+    assert sorted(message.text for message in platform.messages) == ["one.txt from the desk", "two.txt from the desk"]
+    assert sorted(path.name for path in folder.iterdir()) == ["one.txt", "two.txt"]
+    assert all(message.conversation_id in out for message in platform.messages)
+
+
+async def test_send_says_what_could_not_be_sent_and_why(operator: Operator, platform: Sandbox, tmp_path: Path) -> None:
+    """One missing, one empty, one refused, one good: exit code 1, three reasons in words, the good one sent."""
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "bad.txt").write_text("bad")
+    platform.on("upload", refuse(400, times=None, file_name="bad.txt"))
+    names = [str(tmp_path / name) for name in ("good.txt", "empty.txt", "missing.txt", "bad.txt")]
+    code, out, err = await operator.sends(*names)
+    assert code == 1
+    assert out.count("FAILED") == 3
+    assert "the file is empty" in out
+    assert "No such file" in out
+    assert "answered 400" in out
+    assert err == ""
+    assert len(platform.messages) == 1
+
+
+async def test_send_tries_again_what_certainly_did_not_arrive(
+    operator: Operator, platform: Sandbox, tmp_path: Path
+) -> None:
+    """A 503 and a 429 on the way are waited out."""
+    (tmp_path / "one.txt").write_text("one")
+    platform.on("guest", refuse(429, retry_after=1))
+    platform.on("upload", refuse(503))
+    code, out, _ = await operator.sends(str(tmp_path / "one.txt"))
+    assert code == 0, out
+    assert len(platform.messages) == 1
+
+
+async def test_send_never_repeats_a_message_whose_answer_was_lost(
+    operator: Operator, platform: Sandbox, tmp_path: Path
+) -> None:
+    """It may have arrived: that is said, with what to do, and the exit code is 1."""
+    (tmp_path / "one.txt").write_text("one")
+    platform.on("conversation", Fault(FaultKind.LOST_ANSWER))
+    code, out, _ = await operator.sends(str(tmp_path / "one.txt"))
+    assert code == 1
+    assert "Ask the agents" in out
+    assert len(platform.messages) == 1
+
+
+async def test_send_to_an_unknown_inbox_is_a_mistake_of_usage(operator: Operator, tmp_path: Path) -> None:
+    """Exit code 2, and the names that there are."""
+    (tmp_path / "one.txt").write_text("one")
+    code, _, err = await operator.sends(str(tmp_path / "one.txt"), "--inbox", "clams")
+    assert code == 2
+    assert "claims" in err
+
+
+async def test_send_shows_progress_on_a_terminal(operator: Operator, platform: Sandbox, tmp_path: Path) -> None:
+    """On a terminal a bar per file; the result stays when the bars are gone."""
+    (tmp_path / "one.bin").write_bytes(os.urandom(2_000_000))
+    platform.on("put", Fault(FaultKind.DELAY, delay_s=0.5))
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "attachd", "send", "-c", str(operator.config_file), str(tmp_path / "one.bin")),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    screen = bytearray()
+    asyncio.get_running_loop().add_reader(ours, lambda: screen.extend(_read(ours)))
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+    await until(lambda: b"sent" in screen, "the result is on the screen")
+    asyncio.get_running_loop().remove_reader(ours)
+    os.close(ours)
+    assert b"MB" in screen
+    assert "━".encode() in screen
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:
+        return b""
+
+
+async def test_the_sandbox_prints_a_config_that_works(inbox: Path, tmp_path: Path) -> None:
+    """`attachd sandbox` into a file, `attachd check` on that file: all well."""
+    printed = tmp_path / "config.yaml"
+    with printed.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "attachd", "sandbox", "--port", "0", "--inbox", str(inbox)), stdout=output
+        )
+    try:
+        await until(lambda: "inboxes:" in printed.read_text(), "the config is printed")
+        code, out, _ = await Operator(printed).checks()
+        assert code == 0, out
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_reload_takes_a_rotated_secret_and_says_what_needs_a_restart(
+    daemon: RunningDaemon, platform: Sandbox, inbox: Path
+) -> None:
+    """SIGHUP: a new secret is used without a restart; a broken file keeps the old settings and says so."""
+    await daemon.start()
+    drop(inbox, "one.txt")
+    await daemon.all_filed(1)
+    platform.change(client_secret="the rotated secret")
+    platform.revoke_tokens()
+    text = daemon.config_file.read_text()
+    daemon.config_file.write_text("platform: [")
+    daemon.signal(signal.SIGHUP)
+    await until(lambda: daemon.events("daemon.reload_refused"), "the broken file is refused")
+    daemon.config_file.write_text(_with_secret(text, "the rotated secret").replace("100ms", "200ms"))
+    daemon.signal(signal.SIGHUP)
+    await until(lambda: daemon.events("daemon.reloaded"), "the new secret is taken")
+    assert daemon.events("daemon.reloaded")[0]["needs_restart"] == ["inboxes"]
+    drop(inbox, "two.txt")
+    await daemon.all_filed(2)
+    assert daemon.sent() == ["one.txt", "two.txt"]
+
+
+def _with_secret(text: str, secret: str) -> str:
+    lines = [f"  client_secret: {secret}" if "client_secret:" in line else line for line in text.splitlines()]
+    return "\n".join(lines) + "\n"
