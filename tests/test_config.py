@@ -363,7 +363,14 @@ def test_anchors_that_multiply_end_early(refused):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ("gateway: webmessaging", "platform.gateway: webmessaging is not built yet"),
+        ("gateway: webmessaging", "platform.deployment_id: missing; webmessaging needs the id"),
+        ("environment: webmessaging.mypurecloud.com", "platform.environment: starts with webmessaging.; leave"),
+        ("messaging_url: 'ws://webmessaging.example.com'", "platform.messaging_url: must start with wss://; ws:// is"),
+        ("messaging_url: 'https://127.0.0.1'", "platform.messaging_url: must start with wss://"),
+        ("messaging_url: 'wss://x/?a=b'", "platform.messaging_url: must be a plain address"),
+        ("config_url: 'http://cdn.example.com'", "platform.config_url: must start with https://; http:// is accepted"),
+        ("origin: 'https://www.example.com/chat'", "platform.origin: is not an origin"),
+        ("origin: 'a b'", "platform.origin: is not an origin"),
         ("environment: api.mypurecloud.com", "platform.environment: starts with api.; leave that away"),
         ("client_id: 'id:secret'", "platform.client_id: contains a colon"),
         ("client_id: [1]", "platform.client_id: must be text"),
@@ -446,6 +453,51 @@ def test_an_inbox_behind_a_link_is_the_folder_itself(refused, tmp_path):
     (tmp_path / "link").symlink_to("real")
     (line,) = refused(f"inboxes: [{{path: {tmp_path}/real}}, {{path: {tmp_path}/link}}]")
     assert "is the folder of inboxes[0] already" in line
+
+
+MESSAGING = "gateway: webmessaging, deployment_id: d-1"
+
+
+def test_webmessaging_needs_a_deployment_and_nothing_else(load):
+    """No client, no secret and no queue; one in the environment is somebody else's and does no harm."""
+    read = load(platform(MESSAGING), GENESYS_CLIENT_ID="", GENESYS_CLIENT_SECRET="")
+    assert read.platform.messaging_url == "wss://webmessaging.mypurecloud.de"
+    assert read.platform.config_url == "https://api-cdn.mypurecloud.de"
+    assert read.platform.origin == "https://webmessaging.mypurecloud.de"
+    assert read.inboxes[0].routing == Routing(None, (), {})
+
+
+def test_webmessaging_on_this_machine(load):
+    """All three addresses make the environment unnecessary; the origin follows, unless it is given."""
+    local = f"{MESSAGING}, api_url: 'http://127.0.0.1:1', messaging_url: 'ws://127.0.0.1:2/', "
+    local += "config_url: 'http://localhost:3'"
+    read = load(platform(local), GENESYS_ENVIRONMENT="")
+    assert (read.platform.messaging_url, read.platform.origin) == ("ws://127.0.0.1:2", "https://127.0.0.1:2")
+    for origin in ("https://www.example.com:8443", "webmessaging.mypurecloud.de", "https://[::1]:1"):
+        assert load(platform(f"{local}, origin: '{origin}'")).platform.origin == origin
+
+
+def test_what_webmessaging_would_ignore_is_a_problem(refused):
+    """Queues and skills belong to the deployment's flow: each line says so and what to do instead."""
+    lines = refused(
+        f"platform: {{{MESSAGING}, queue_id: q}}\n"
+        "inboxes: [{path: /a, queue_id: q}, {path: /b, skills: [{id: german}]}, {path: /c}]\n"
+    )
+    assert [line.split(": ")[0] for line in lines] == [
+        "platform.queue_id",
+        "inboxes[0].queue_id",
+        "inboxes[1].skills",
+    ]
+    assert all("the deployment's inbound message flow routes; remove" in line for line in lines)
+
+
+def test_metadata_must_fit_into_a_web_message(load, refused):
+    """2048 bytes of UTF-8, names and values together; the REST API has no such limit."""
+    fits, too_long = "x" * 2045, "é" * 1023
+    assert load(f"{platform(MESSAGING)}".replace("claims}", f"claims, metadata: {{key: {fits}}}}}")).inboxes
+    (line,) = refused(f"{platform(MESSAGING)}".replace("claims}", f"claims, metadata: {{key: {too_long}}}}}"))
+    assert line.startswith("inboxes[0].metadata: has 2049 bytes, names and values together; webmessaging takes at most")
+    assert load(inbox(f"metadata: {{key: {too_long}}}")).inboxes
 
 
 def test_every_inbox_needs_a_queue(refused, load):
@@ -587,6 +639,7 @@ def test_the_example_is_a_valid_config():
 def test_the_example_names_every_key_and_its_default():
     """A commented line shows what counts without it."""
     text = EXAMPLE.read_text()
+    derived = ("login_url", "api_url", "messaging_url", "config_url", "origin", "client_secret")
     for key in keys_of(config.Config):
         assert re.search(rf"^(# )?{key}:", text, re.MULTILINE), key
     compared = 0
@@ -596,7 +649,7 @@ def test_the_example_names_every_key_and_its_default():
             found = re.search(rf"^ +(# |- )?{key}: (.+)$", text, re.MULTILINE)
             assert found, key
             default = getattr(section.model_validate(needed), fields[key])
-            if found[1] == "# " and default not in (None, "") and key not in ("login_url", "api_url", "client_secret"):
+            if found[1] == "# " and default not in (None, "") and key not in derived:
                 shown = section.model_validate(needed | {key: yaml.load(found[2], Loader=yaml.BaseLoader)})
                 assert getattr(shown, fields[key]) == default, key
                 compared += 1

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from attachd.config.document import Location, Problems, Raw, read
 from attachd.config.models import (
+    MAX_ATTRIBUTES_BYTES,
     AbsolutePath,
     Admin,
     Config,
@@ -37,6 +38,8 @@ _FROM_ENVIRONMENT = {
 
 _MAX_SECRET_BYTES = 4096  # ours: a secret is some dozens; a larger file is the wrong one
 _WHERE_QUEUES_ARE = "its id is in the address of the queue's page, under Admin > Contact Center > Queues"
+_WHERE_DEPLOYMENTS_ARE = "its id is under Admin > Message > Messenger Deployments"
+_THE_FLOW_ROUTES = "has no effect with gateway webmessaging, where the deployment's inbound message flow routes"
 
 
 def load(path: Path, env: Mapping[str, str]) -> Config:
@@ -72,8 +75,11 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
 
     if platform is not None:
         _check_platform(platform, problems)
-        inboxes = [(index, _with_queue(inbox, platform)) for index, inbox in inboxes]
-        _check_queues(platform, inboxes, problems)
+        if platform.gateway == "webmessaging":
+            _check_for_webmessaging(written, inboxes, problems)
+        else:
+            inboxes = [(index, _with_queue(inbox, platform)) for index, inbox in inboxes]
+            _check_queues(inboxes, problems)
     _check_names(inboxes, problems)
     _check_folders(inboxes, state_dir, problems)
     problems.raise_if_any(keys_of(Config))
@@ -94,11 +100,13 @@ def load(path: Path, env: Mapping[str, str]) -> Config:
 
 def _check_platform(platform: Platform, problems: Problems) -> None:
     if platform.gateway == "webmessaging":
-        # The one place that refuses it: this line goes when the gateway comes.
-        problems.add(("platform", "gateway"), "webmessaging is not built yet; use webchat")
+        addresses = [platform.api_url, platform.messaging_url, platform.config_url]
         if platform.deployment_id is None:
-            _missing(("platform", "deployment_id"), "webmessaging needs the id of a web messaging deployment", problems)
-    if not platform.environment and not (platform.login_url and platform.api_url):
+            remedy = f"webmessaging needs the id of a web messaging deployment; {_WHERE_DEPLOYMENTS_ARE}"
+            _missing(("platform", "deployment_id"), remedy, problems)
+    else:
+        addresses = [platform.api_url, platform.login_url]
+    if not platform.environment and not all(addresses):
         remedy = "set it, or $GENESYS_ENVIRONMENT, to the organisation's domain, such as mypurecloud.com"
         _missing(("platform", "environment"), remedy, problems)
     if platform.gateway == "webchat":
@@ -110,8 +118,24 @@ def _check_platform(platform: Platform, problems: Problems) -> None:
             _missing(("platform", "client_secret"), remedy, problems)
 
 
-def _check_queues(platform: Platform, inboxes: Sequence[tuple[int, Inbox]], problems: Problems) -> None:
-    if platform.gateway != "webchat" or problems.at(("platform", "queue_id")):
+def _check_for_webmessaging(written: Raw, inboxes: Sequence[tuple[int, Inbox]], problems: Problems) -> None:
+    """What would silently do nothing there. A queue in the environment may be meant for somebody else."""
+    if isinstance(written, dict) and written.get("queue_id"):
+        problems.add(("platform", "queue_id"), f"{_THE_FLOW_ROUTES}; remove it")
+    for index, inbox in inboxes:
+        if inbox.queue_id is not None:
+            remedy = "remove it, and let the flow choose the queue, by metadata for example"
+            problems.add(("inboxes", index, "queue_id"), f"{_THE_FLOW_ROUTES}; {remedy}")
+        if inbox.skills:
+            remedy = "remove them, and let the flow ask for skills"
+            problems.add(("inboxes", index, "skills"), f"{_THE_FLOW_ROUTES}; {remedy}")
+        if inbox.metadata_bytes > MAX_ATTRIBUTES_BYTES:
+            said = f"has {inbox.metadata_bytes} bytes, names and values together; webmessaging takes"
+            problems.add(("inboxes", index, "metadata"), f"{said} at most {MAX_ATTRIBUTES_BYTES}")
+
+
+def _check_queues(inboxes: Sequence[tuple[int, Inbox]], problems: Problems) -> None:
+    if problems.at(("platform", "queue_id")):
         return
     for index, inbox in inboxes:
         if inbox.queue_id is None:

@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -38,7 +39,14 @@ _MAX_MESSAGE = 4096  # the room a web messaging text has at the platform
 _MAX_NAME = 100  # ours: an inbox's name is a column in `status` and a label of every metric
 _MAX_SOCKET_PATH = 107  # sun_path has 108 bytes, one of them for the terminating zero
 
-_SPECIFIC_HOSTS = ("login.", "api.", "apps.")
+MAX_ATTRIBUTES_BYTES = 2048  # what a web messaging deployment takes along with a message
+_SPECIFIC_HOSTS = ("login.", "api.", "api-cdn.", "apps.", "webmessaging.")
+_URL_DEFAULTS = {
+    "login_url": "https://login.",
+    "api_url": "https://api.",
+    "messaging_url": "wss://webmessaging.",
+    "config_url": "https://api-cdn.",
+}
 _MIME_GLOB = re.compile(r"[A-Za-z0-9!#$&^_.+*-]+/[A-Za-z0-9!#$&^_.+*-]+")
 _DOMAIN = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*")
 
@@ -115,7 +123,8 @@ class Platform(_Section):
     """The Genesys Cloud organisation and how it is reached."""
 
     gateway: Literal["webchat", "webmessaging"] = "webchat"
-    """Which guest API the organisation answers to: the REST guest API, or the WebSocket guest protocol."""
+    """How the organisation takes documents: webmessaging is the WebSocket guest protocol of a web messaging deployment,
+    webchat a REST guest API. Default: webchat."""
 
     environment: str = ""
     """Domain of the organisation's region, such as mypurecloud.com or mypurecloud.de; gives login.<environment> and
@@ -135,13 +144,25 @@ class Platform(_Section):
     """Queue for inboxes that name none of their own. Default: $GENESYS_QUEUE_ID."""
 
     deployment_id: Word | None = None
-    """Web messaging deployment; for gateway webmessaging only. Default: none."""
+    """Web messaging deployment; needed by gateway webmessaging, and for it only. Default: none."""
 
     login_url: str = ""
     """Where tokens come from. Default: https://login.<environment>. http:// is accepted for loopback addresses only."""
 
     api_url: str = ""
     """Where the guest API is. Default: https://api.<environment>. http:// is accepted for loopback addresses only."""
+
+    messaging_url: str = ""
+    """Where the WebSocket of gateway webmessaging is. Default: wss://webmessaging.<environment>. ws:// is accepted for
+    loopback addresses only."""
+
+    config_url: str = ""
+    """Where the public configurations of deployments are. Default: https://api-cdn.<environment>. http:// is accepted
+    for loopback addresses only."""
+
+    origin: str = ""
+    """Whom gateway webmessaging says it comes from: one of the domains the deployment allows, where it restricts them.
+    Default: https:// and the host of messaging_url."""
 
     ca_file: AbsolutePath | None = None
     """PEM file with certificates to trust besides the system's; verification cannot be turned off. Default: none."""
@@ -188,26 +209,40 @@ class Platform(_Section):
             raise ValueError("contains line breaks or control characters; it must be the secret and nothing else")
         return value
 
-    @field_validator("login_url", "api_url")
+    @field_validator(*_URL_DEFAULTS)
     @classmethod
     def _url(cls, value: str, info: ValidationInfo) -> str:
+        default = _URL_DEFAULTS[str(info.field_name)]
         if not value:
-            host = str(info.field_name).removesuffix("_url")
             environment = info.data.get("environment")
-            return f"https://{host}.{environment}" if environment else ""
+            return f"{default}{environment}" if environment else ""
+        safe = default.partition(":")[0]
+        plain = safe.removesuffix("s")
         try:
             parts = split_url(value)
         except ValueError:
-            raise ValueError("is not a URL; write it like https://api.mypurecloud.com") from None
-        if parts.scheme not in ("https", "http"):
-            raise ValueError("must start with https://")
-        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise ValueError(f"is not a URL; write it like {default}mypurecloud.com") from None
+        if parts.scheme not in (safe, plain):
+            raise ValueError(f"must start with {safe}://")
+        if parts.scheme == plain and not is_loopback(parts.hostname or ""):
             raise ValueError(
-                "must start with https://; http:// is accepted for this machine only (127.0.0.1, localhost)"
+                f"must start with {safe}://; {plain}:// is accepted for this machine only (127.0.0.1, localhost)"
             )
         if "@" in parts.netloc or "?" in value or "#" in value:
             raise ValueError("must be a plain address, without user, password, ? and #")
         return value.rstrip("/")
+
+    @field_validator("origin")
+    @classmethod
+    def _origin(cls, value: str, info: ValidationInfo) -> str:
+        if not value:
+            messaging_url = info.data.get("messaging_url")
+            return f"https://{urlsplit(messaging_url).netloc}" if messaging_url else ""
+        # A bare host is no origin by the book, but the vendor's own mobile client sends one.
+        scheme, _, host = value.rpartition("://")
+        if not re.fullmatch(r"[A-Za-z0-9.\[\]:-]+", host) or scheme not in ("https", "http", ""):
+            raise ValueError("is not an origin; write it like https://www.example.com, without a path")
+        return value
 
     @field_validator("proxy")
     @classmethod
@@ -369,6 +404,11 @@ class Inbox(_Section):
         if not value.isprintable() or any(part == "" or part.startswith(".") for part in parts):
             raise ValueError('must be a folder inside the inbox such as "sent", no part of it starting with a dot')
         return "/".join(parts)
+
+    @property
+    def metadata_bytes(self) -> int:
+        """How large the metadata is as the platform counts: all names and values as UTF-8."""
+        return sum(len(text.encode("utf-8", "replace")) for pair in self.metadata.items() for text in pair)
 
     @property
     def routing(self) -> Routing:

@@ -1,7 +1,7 @@
 """When a request of the account may leave: the quota and the silence the platform asked for.
 
-Every request of the account passes the one `Gate` immediately before it leaves. `Spacing` is the arithmetic and gets
-the time as an argument; `Gate` does the waiting.
+Every request of the account passes the one `Gate` immediately before it leaves. `Spacing` and `Window` are the
+arithmetic and get the time as an argument; `Gate` does the waiting.
 """
 
 import asyncio
@@ -45,6 +45,26 @@ class Spacing:
     def take(self, now: float) -> None:
         """A request leaves at `now`."""
         self._due_at = max(self._due_at, now) + self._interval_s
+
+
+class Window:
+    """Lets at most `most` requests pass within any `seconds`, as soon as they come: for what one connection may say."""
+
+    __slots__ = ("_passed", "_seconds")
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._passed: deque[float] = deque(maxlen=most)
+
+    def wait_s(self, now: float) -> float:
+        """How long from `now` until the next request may pass; 0 means at once."""
+        if len(self._passed) < (self._passed.maxlen or 0):
+            return 0.0
+        return max(0.0, self._passed[0] + self._seconds - now)
+
+    def take(self, now: float) -> None:
+        """A request passes at `now`."""
+        self._passed.append(now)
 
 
 class Gate:

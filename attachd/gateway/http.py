@@ -1,8 +1,8 @@
 """One request, one answer, in a bounded time and a bounded space.
 
-No redirect is followed, no request is repeated, no proxy, cookie or password comes from the environment. What the HTTP
-library and the operating system raise becomes one of attachd's families here, with words that name the host and the
-path, and never a query, a token or a cookie.
+Or one WebSocket, whose messages are others' business. No redirect is followed, no request is repeated, no proxy, cookie
+or password comes from the environment. What the HTTP library and the operating system raise becomes one of attachd's
+families here, with words that name the host and the path, and never a query, a token or a cookie.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 from yarl import URL
 
-from attachd import __version__
+from attachd import __version__, telemetry
 from attachd.errors import AccountError, ConfigError, DeliveryError, TransientError
 from attachd.model import Reason, Step
 
@@ -34,6 +34,12 @@ KEEPALIVE_S = 5.0
 RETRY_AFTER_CAP_S = 3600.0
 """Ours: an absurd Retry-After must not silence an account for days."""
 
+HEARTBEAT_S = 15.0
+"""A ping this often, and half of it for the pong: a WebSocket without one is lost. Source: the vendor's own client."""
+
+CLOSE_S = 1.0
+"""Ours: how long the other side may take to answer our goodbye; nothing depends on it."""
+
 _EXCERPT_LENGTH = 200
 _TIMEOUTS = aiohttp.ClientTimeout(total=None, connect=CONNECT_S)
 
@@ -43,6 +49,15 @@ def _no_constant(name: str) -> object:
 
 
 _JSON = json.JSONDecoder(parse_constant=_no_constant)  # NaN and Infinity are no JSON
+
+
+def decoded(text: str | bytes) -> dict[str, object] | None:
+    """The text if it is one JSON object and nothing else; None if it is anything else."""
+    try:
+        value = _JSON.decode(text if isinstance(text, str) else text.decode())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +82,7 @@ class Answer:
 
     def json(self) -> dict[str, object] | None:
         """The body if it is one JSON object and nothing else; None if it is anything else."""
-        if not self.complete:
-            return None
-        try:
-            value = _JSON.decode(self.body.decode())
-        except (ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
+        return decoded(self.body) if self.complete else None
 
     @property
     def correlation_id(self) -> str | None:
@@ -98,6 +107,17 @@ class Http:
         self, session: aiohttp.ClientSession, proxy_for: Callable[[str], str | None], clock: Callable[[], float]
     ) -> None:
         self._session = session
+        # A WebSocket's handshake would follow redirects. Only this keeps it from doing so, at a price for each request
+        # that nothing else needs to pay.
+        self._sockets = aiohttp.ClientSession(
+            connector=session.connector,
+            connector_owner=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            timeout=_TIMEOUTS,
+            headers={"User-Agent": session.headers["User-Agent"]},
+            middlewares=(_no_redirect,),
+        )
         self._proxy_for = proxy_for
         self._clock = clock
 
@@ -109,7 +129,7 @@ class Http:
         *,
         deadline_s: float,
         headers: Mapping[str, str],
-        body: bytes | aiohttp.Payload,
+        body: bytes | aiohttp.Payload | None = None,
         limit_bytes: int = JSON_LIMIT_BYTES,
         status_suffices: bool = False,
     ) -> Answer:
@@ -126,9 +146,9 @@ class Http:
         asked_at = self._clock()
         try:
             async with asyncio.timeout(deadline_s):
-                # The library repeats a PUT once when a reused connection turns out to be closed, unless the body was
-                # begun: then the storage has seen nothing but a header, and it happens under the same deadline. It
-                # never repeats a POST.
+                # The library repeats a GET once, which only asks again, and a PUT once when a reused connection turns
+                # out to be closed, unless the body was begun: then the storage has seen nothing but a header. Both
+                # happen under the same deadline. It never repeats a POST.
                 response = await self._session.request(
                     method,
                     url,
@@ -151,6 +171,44 @@ class Http:
             if response is not None and not complete:
                 response.close()
         return Answer(response.status, response.headers, content, complete, where, asked_at)
+
+    async def websocket(
+        self, step: Step, url: URL, *, origin: str, limit_bytes: int
+    ) -> aiohttp.ClientWebSocketResponse | Answer:
+        """Open a WebSocket within `CONNECT_S`; an Answer is what came instead. No message may exceed `limit_bytes`.
+
+        Raises TransientError (`unreachable`, `timeout`, `connection_lost`); AccountError when TLS is not to be trusted.
+        """
+        where = f"GET {_place(url)}"
+        asked_at = self._clock()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await self._sockets.ws_connect(
+                    url,
+                    origin=origin,
+                    proxy=self._proxy_for(_origin(url)),
+                    heartbeat=HEARTBEAT_S,
+                    max_msg_size=limit_bytes,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
+                )
+        except aiohttp.WSServerHandshakeError as exc:
+            return Answer(exc.status, exc.headers or {}, b"", False, where, asked_at)
+        except (aiohttp.ClientError, OSError) as exc:
+            raise _family(exc, step, where, url, CONNECT_S) from (None if url.raw_query_string else exc)
+
+    async def close(self) -> None:
+        """End what `websocket` needs; the session and its connections are their owner's."""
+        await self._sockets.close()
+
+
+async def _no_redirect(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    response = await handler(request)
+    if 300 <= response.status < 400:
+        response.close()
+        raise aiohttp.WSServerHandshakeError(
+            response.request_info, (), status=response.status, message="redirected", headers=response.headers
+        )
+    return response
 
 
 async def _read(response: aiohttp.ClientResponse, limit_bytes: int) -> tuple[bytes, bool]:
@@ -203,7 +261,8 @@ def _tls_words(exc: Exception) -> str:
 
 
 def _origin(url: URL) -> str:
-    return f"{url.scheme}://{url.raw_authority.rpartition('@')[2]}"
+    scheme = {"wss": "https", "ws": "http"}.get(url.scheme, url.scheme)
+    return f"{scheme}://{url.raw_authority.rpartition('@')[2]}"
 
 
 def _place(url: URL) -> str:
@@ -246,7 +305,7 @@ _MASKS = (
 
 def excerpt(body: bytes, *secrets: str) -> str:
     """The beginning of a body as one printable line without secrets."""
-    text = body[:1024].decode("utf-8", "replace")
+    text = telemetry.without_secrets(body[:1024].decode("utf-8", "replace"))
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
@@ -281,7 +340,11 @@ async def open_http(
         auto_decompress=False,  # with "identity" asked for, anything compressed is no answer, however it would unfold
         headers={"User-Agent": f"attachd/{__version__}", "Accept-Encoding": "identity"},
     ) as session:
-        yield Http(session, proxy_for, clock)
+        http = Http(session, proxy_for, clock)
+        try:
+            yield http
+        finally:
+            await http.close()
 
 
 def _tls(ca_file: str | None) -> ssl.SSLContext:

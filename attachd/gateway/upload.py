@@ -30,6 +30,8 @@ _SLOWEST_BYTES_PER_S = 64 * 1024
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110, 5.6.2
 _MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:[ \t]*;[ \t]*{_TOKEN}=(?:{_TOKEN}|\"[ !#-\[\]-~]*\"))*", re.ASCII)
+_FRAMING = frozenset({"connection", "expect", "te", "trailer", "transfer-encoding", "upgrade"})
+"""Headers that say where a request ends or what the connection becomes: never the platform's to choose."""
 _HEADER_NAME = re.compile(_TOKEN, re.ASCII)
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]{0,4094}[!-~])?", re.ASCII)
 # A host without a user name before it, then printable characters without quotes, backslash and angles.
@@ -152,7 +154,8 @@ class Storage:
         if len(slot.content_type) > 255 or _MEDIA_TYPE.fullmatch(slot.content_type) is None:
             raise _unfit(slot, "its content type is none")
         if not all(
-            _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value) for name, value in slot.headers.items()
+            _HEADER_NAME.fullmatch(name) and name.lower() not in _FRAMING and _HEADER_VALUE.fullmatch(value)
+            for name, value in slot.headers.items()
         ):
             raise _unfit(slot, "it asks for a header that cannot be sent")
         return url
