@@ -10,8 +10,8 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -27,7 +27,9 @@ from attachd.delivery.lifecycle import Rules
 from attachd.delivery.pauses import Pauses
 from attachd.delivery.pipeline import InboxPlan, Pipeline
 from attachd.errors import AccountError, ConfigError, InboxError, JournalBusy, TransientError
+from attachd.gateway.guests import load_guest_key
 from attachd.gateway.webchat import Webchat, open_webchat
+from attachd.gateway.webmessaging import WebMessaging, open_webmessaging
 from attachd.intake.inbox import InboxIntake, IntakeRules
 from attachd.intake.watch import WatchMode
 from attachd.journal.sqlite import SqliteJournal
@@ -47,25 +49,48 @@ def new_delivery_id() -> DeliveryId:
     return delivery_id(time.time_ns() // 1_000_000, secrets.randbits(74))
 
 
-@asynccontextmanager
-async def open_gateway(
-    settings: Config, client_secret: Callable[[], str], on_hold: Callable[[float, str], None] | None = None
-) -> AsyncIterator[Webchat]:
-    """The gateway that the config names, for as long as the block lasts."""
+def open_gateway(
+    settings: Config,
+    *,
+    client_secret: Callable[[], str],
+    guest_key: bytes,
+    on_hold: Callable[[float, str], None] | None = None,
+) -> AbstractAsyncContextManager[Webchat | WebMessaging]:
+    """The gateway that the config names, for as long as the block lasts.
+
+    `guest_key` is what guests' secrets are made from; who need not find a guest again may take any 32 bytes.
+    """
     platform = settings.platform
-    async with open_webchat(
-        api_url=platform.api_url,
-        login_url=platform.login_url,
-        client_id=platform.client_id,
-        client_secret=client_secret,
-        requests_per_second=platform.requests_per_second,
-        ca_file=str(platform.ca_file) if platform.ca_file else None,
-        proxy_for=platform.proxy_for,
-        clock=time.monotonic,
-        jitter=random.uniform,
-        on_hold=on_hold,
-    ) as webchat:
-        yield webchat
+    ca_file = str(platform.ca_file) if platform.ca_file else None
+    match platform.gateway:
+        case "webchat":
+            return open_webchat(
+                api_url=platform.api_url,
+                login_url=platform.login_url,
+                client_id=platform.client_id,
+                client_secret=client_secret,
+                requests_per_second=platform.requests_per_second,
+                ca_file=ca_file,
+                proxy_for=platform.proxy_for,
+                clock=time.monotonic,
+                jitter=random.uniform,
+                on_hold=on_hold,
+            )
+        case "webmessaging":
+            assert platform.deployment_id is not None
+            return open_webmessaging(
+                deployment_id=platform.deployment_id,
+                guest_key=guest_key,
+                messaging_url=platform.messaging_url,
+                config_url=platform.config_url,
+                api_url=platform.api_url,
+                origin=platform.origin,
+                ca_file=ca_file,
+                proxy_for=platform.proxy_for,
+                clock=time.monotonic,
+                jitter=random.uniform,
+                on_hold=on_hold,
+            )
 
 
 def folders_of(inbox: config.Inbox) -> Filing:
@@ -113,7 +138,12 @@ class Daemon:
             if journal.replaced:
                 log.error("journal.replaced", detail=journal.replaced)
             gateway = await stack.enter_async_context(
-                open_gateway(self._settings, lambda: self._secret, lambda *hold: self._holds.put_nowait(hold))
+                open_gateway(
+                    self._settings,
+                    client_secret=lambda: self._secret,
+                    guest_key=await asyncio.to_thread(load_guest_key, self._settings.state_dir),
+                    on_hold=lambda *hold: self._holds.put_nowait(hold),
+                )
             )
             await self._work(journal, gateway, inboxes, notifier)
         log.info("daemon.stopped", version=__version__)
@@ -137,7 +167,11 @@ class Daemon:
         return inboxes
 
     async def _work(
-        self, journal: SqliteJournal, gateway: Webchat, inboxes: Mapping[InboxName, InboxPlan], notifier: Notifier
+        self,
+        journal: SqliteJournal,
+        gateway: Webchat | WebMessaging,
+        inboxes: Mapping[InboxName, InboxPlan],
+        notifier: Notifier,
     ) -> None:
         settings = self._settings
         rules = Rules(settings.delivery.max_attempts, settings.delivery.on_unknown_outcome)
@@ -231,7 +265,7 @@ class Daemon:
 
     # --- the platform ---------------------------------------------------------------------------------------------
 
-    async def _keep_silence(self, journal: SqliteJournal, gateway: Webchat, pauses: Pauses) -> None:
+    async def _keep_silence(self, journal: SqliteJournal, gateway: Webchat | WebMessaging, pauses: Pauses) -> None:
         """Go on keeping the silence that the platform asked an earlier process for, but never longer than it can
         mean.
         """
@@ -250,7 +284,7 @@ class Daemon:
             with contextlib.suppress(AccountError):  # no room: only a restart would ask for it
                 await journal.hold_until(now + timedelta(seconds=seconds), detail, now)
 
-    async def _greet(self, gateway: Webchat, pauses: Pauses) -> None:
+    async def _greet(self, gateway: Webchat | WebMessaging, pauses: Pauses) -> None:
         """Find out before the first file whether the platform lets us in; if not, say so, and the canary goes on."""
         try:
             await gateway.check_credentials()

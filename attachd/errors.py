@@ -26,8 +26,8 @@ ADVICE: Mapping[Reason, str] = MappingProxyType(
         Reason.TOO_LARGE: f"Make it smaller or split it, {_DROP_AGAIN}.",
         Reason.TYPE_NOT_ALLOWED: f"Save it as a type this inbox takes, {_DROP_AGAIN}.",
         Reason.REFUSED: f"Look at what the platform said above, mend the file, {_DROP_AGAIN}.",
-        Reason.ATTACHMENT_DROPPED: "Tell the agent, who got a message without its document; "
-        "look at the types the organisation's content profile lets in.",
+        Reason.ATTACHMENT_DROPPED: "An agent got a message without its document. Let the organisation's content "
+        "profile take files of this type; a file in failed/ can then be dropped into the inbox again.",
         Reason.UNREADABLE: f"Give attachd's user the right to read it, or look at the disk, {_DROP_AGAIN}.",
         Reason.CHANGED: "Write under a name that begins with a dot and rename when done; "
         "it is sent once it is left alone.",
@@ -40,6 +40,7 @@ ADVICE: Mapping[Reason, str] = MappingProxyType(
         Reason.GAVE_UP: f"Look at the last error above; if the file itself is sound, {_DROP_AGAIN[5:]}.",
         Reason.VANISHED: "If it was not meant to go, nothing; otherwise drop it into the inbox again.",
         Reason.QUEUE_REFUSED: "Correct queue_id or skills of this inbox; the queue must take web messages.",
+        Reason.MESSAGE_REFUSED: "Correct message and metadata of this inbox.",
         Reason.ATTACHMENTS_NOT_GRANTED: "Have attachments enabled for web messaging in the organisation.",
         Reason.FOLDER_MISSING: "Bring the folder back, or mount the share; attachd goes on by itself.",
         Reason.FOLDER_REPLACED: "Nothing, if the new folder is meant; attachd goes on with it by itself.",
@@ -49,6 +50,8 @@ ADVICE: Mapping[Reason, str] = MappingProxyType(
         Reason.TOO_MANY_FAILURES: "Look at what the last files were refused for and mend it; then attachd goes on.",
         Reason.CREDENTIALS_REFUSED: "Correct client_id and client_secret; `attachd check` tries them.",
         Reason.FORBIDDEN: "Give the OAuth client the scopes the README lists.",
+        Reason.DEPLOYMENT_REFUSED: "Look at deployment_id and environment, and whether the deployment is active, takes "
+        "attachments and lets `origin` in; `attachd check` asks it.",
         Reason.TLS_FAILED: "Look who answers there; if it is a proxy of your own, name its certificate in ca_file.",
         Reason.NOT_THE_PLATFORM: "Look at environment, api_url and login_url, and at proxies in between.",
         Reason.STORAGE_REFUSED: "Look at proxies between here and the storage; attachd asks for a new place by itself.",

@@ -148,6 +148,7 @@ class Reason(StrEnum):
     """Somebody took the claimed file away."""
     # the inbox
     QUEUE_REFUSED = "queue_refused"
+    MESSAGE_REFUSED = "message_refused"
     ATTACHMENTS_NOT_GRANTED = "attachments_not_granted"
     FOLDER_MISSING = "folder_missing"
     FOLDER_REPLACED = "folder_replaced"
@@ -158,6 +159,7 @@ class Reason(StrEnum):
     # the account
     CREDENTIALS_REFUSED = "credentials_refused"
     FORBIDDEN = "forbidden"
+    DEPLOYMENT_REFUSED = "deployment_refused"
     TLS_FAILED = "tls_failed"
     NOT_THE_PLATFORM = "not_the_platform"
     """The answer was no answer of this API: a redirect, a page of HTML, a path that does not exist."""

@@ -31,7 +31,8 @@ async def send_all(settings: Config, inbox: Inbox, files: Sequence[Path], messag
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), console=console, transient=True
     )
     slots = asyncio.Semaphore(settings.delivery.concurrency)
-    async with open_gateway(settings, settings.platform.client_secret.get_secret_value) as gateway:
+    secret = settings.platform.client_secret.get_secret_value
+    async with open_gateway(settings, client_secret=secret, guest_key=os.urandom(32)) as gateway:
         sender = _Sender(settings, inbox, message, gateway.gateway, bars)
         with bars:
 

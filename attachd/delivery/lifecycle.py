@@ -77,6 +77,9 @@ def after_error(
     waits are drawn from the whole range, so that many files that failed together do not come back together.
     """
     match error:
+        case TransientError(reason=Reason.NOT_READY) if isinstance(delivery.state, Posting):
+            # The upload is no longer there to be repeated, as after a message that took it.
+            return Bury(_unknown(f"a repetition of the message was not possible: {error}"))
         case FileError() if isinstance(delivery.state, Posting):
             # Refused on a repetition: that can be because the first message stands.
             return Bury(_unknown(f"a repetition of the message was refused: {error}"))

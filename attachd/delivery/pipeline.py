@@ -60,6 +60,8 @@ class Work:
     """The folder it was claimed into."""
     step: Step | None = None
     bytes_sent: int = 0
+    remembered: bool = False
+    """The journal has it as posted."""
     burial: Failure | None = None
     """Set once it is given up: only the move to `failed/` is left."""
 
@@ -203,13 +205,14 @@ class Pipeline:
             raise
         work.delivery = replace(work.delivery, state=Posted(upload, receipt, posting.posts))
         self._passed(work, Step.MESSAGE)
+        await self._remember_posted(work)
 
     async def _file_sent(self, work: Work, inbox: InboxPlan) -> None:
         """Remember that the platform has the message, then move the file. Only this is ever done again."""
         work.step = Step.FILING
         delivery = work.delivery
         assert isinstance(delivery.state, Posted)
-        await self._record(delivery)
+        await self._remember_posted(work)
         upload, receipt, posts = delivery.state.upload, delivery.state.receipt, delivery.state.posts
         try:
             if await asyncio.to_thread(inbox.filing.has_content, delivery.id, delivery.name, upload.sha256):
@@ -250,6 +253,11 @@ class Pipeline:
         await self._journal.record(done, self._now())
         work.delivery = done
         self._passed(work, Step.FILING)
+
+    async def _remember_posted(self, work: Work) -> None:
+        if not work.remembered:
+            await self._record(work.delivery)
+            work.remembered = True
 
     def _passed(self, work: Work, step: Step) -> None:
         self._tell_passed(work.delivery.id, work.delivery.inbox, step)

@@ -208,7 +208,7 @@ class Channel:
     def _over(self, end: _End, step: Step) -> DeliveryError:
         if step is Step.SESSION and end.code in _POLICY:
             said = f"{self._ended(end)}; {frames.DEPLOYMENT_ADVICE}"
-            return AccountError(frames.DEPLOYMENT_REFUSED, said, step)
+            return AccountError(Reason.DEPLOYMENT_REFUSED, said, step)
         return TransientError(end.reason, self._ended(end), step)
 
     def _ended(self, end: _End) -> str:
@@ -254,7 +254,7 @@ def _turned_away(answer: Answer, gate: Gate) -> DeliveryError:
     if status in (401, 403):
         detail = f"{said}; {frames.DEPLOYMENT_ADVICE}"
         return AccountError(
-            frames.DEPLOYMENT_REFUSED, detail, Step.SESSION, http_status=status, correlation_id=correlation_id
+            Reason.DEPLOYMENT_REFUSED, detail, Step.SESSION, http_status=status, correlation_id=correlation_id
         )
     if status == 429:
         gate.hold(retry_after_s or frames.QUIET_S, said)

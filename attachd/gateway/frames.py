@@ -29,8 +29,6 @@ ENDINGS: Mapping[str, str] = {
 }
 """Classes that end a connection, whatever was under way."""
 
-DEPLOYMENT_REFUSED = Reason.FORBIDDEN
-ROUTING_REFUSED = Reason.QUEUE_REFUSED
 
 _T = TypeVar("_T")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -386,11 +384,11 @@ def error(refused: Refusal, step: Step, asked: str, *secrets: str) -> DeliveryEr
     if code in _SESSION_OVER:
         return TransientError(Reason.NOT_READY, f"{detail}; the session is over", step)
     if code in _NOT_AUTHORISED or step is Step.SESSION:
-        return AccountError(DEPLOYMENT_REFUSED, f"{detail}; {DEPLOYMENT_ADVICE}", step)
+        return AccountError(Reason.DEPLOYMENT_REFUSED, f"{detail}; {DEPLOYMENT_ADVICE}", step)
     if code in _ATTACHMENT_GONE:
         return TransientError(Reason.NOT_READY, f"{detail}; the platform does not know the upload", step)
     if code in _MESSAGE_UNFIT:
-        return InboxError(ROUTING_REFUSED, f"{detail}; look at message and metadata of this inbox", step)
+        return InboxError(Reason.MESSAGE_REFUSED, f"{detail}; look at message and metadata of this inbox", step)
     return FileError(_FILE.get(code, Reason.REFUSED), detail, step)
 
 

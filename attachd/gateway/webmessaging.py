@@ -21,7 +21,7 @@ from attachd.gateway import deployment as deployments
 from attachd.gateway import frames
 from attachd.gateway.channel import Channel, open_channel
 from attachd.gateway.deployment import Deployment, Profile
-from attachd.gateway.frames import DEPLOYMENT_ADVICE, DEPLOYMENT_REFUSED, ROUTING_REFUSED, Configured
+from attachd.gateway.frames import DEPLOYMENT_ADVICE, Configured
 from attachd.gateway.guard import Gate, Observer, Window
 from attachd.gateway.guests import new_guest, token_of
 from attachd.gateway.http import Answer, Http, open_http
@@ -117,7 +117,7 @@ class Deployments:
         )
         if answer.status in (401, 403, 404, 410):
             detail = f"{answer.told()}: there is no such deployment; {DEPLOYMENT_ADVICE}"
-            raise AccountError(DEPLOYMENT_REFUSED, detail, Step.SESSION, http_status=answer.status)
+            raise AccountError(Reason.DEPLOYMENT_REFUSED, detail, Step.SESSION, http_status=answer.status)
         if answer.status in (408, 425, 429) or answer.status >= 500:
             raise _busy(answer, Step.SESSION)
         content = answer.json()
@@ -469,7 +469,7 @@ _NO_ATTACHMENTS = "the deployment takes no attachments; enable them in its confi
 def _usable(known: Deployment) -> Deployment:
     if not known.active:
         said = f"the deployment is {known.status}, not Active; activate it, or name another in deployment_id"
-        raise AccountError(DEPLOYMENT_REFUSED, said, Step.SESSION)
+        raise AccountError(Reason.DEPLOYMENT_REFUSED, said, Step.SESSION)
     if known.attachments is False:
         raise InboxError(Reason.ATTACHMENTS_NOT_GRANTED, _NO_ATTACHMENTS, Step.SESSION)
     return known
@@ -481,7 +481,7 @@ def _demand_fit(configured: Configured, routing: Routing) -> None:
     size, most = attributes_size(routing), configured.max_custom_bytes
     if most and size > most:
         said = f"metadata of this inbox has {size} bytes, the deployment takes {most}; shorten it"
-        raise InboxError(ROUTING_REFUSED, said, Step.SESSION)
+        raise InboxError(Reason.MESSAGE_REFUSED, said, Step.SESSION)
 
 
 def attributes_size(routing: Routing) -> int:

@@ -139,7 +139,9 @@ class Store:
     def _prepare(self, size: int) -> None:
         execute = self.connection.execute
         execute("PRAGMA locking_mode = EXCLUSIVE")
-        execute("PRAGMA journal_mode = WAL")
+        # When the disk refuses, SQLite may stay in another mode and only say so: a failing fsync would pass unseen.
+        if (mode := execute("PRAGMA journal_mode = WAL").fetchone()[0]) != "wal":
+            raise sqlite3.OperationalError(f"the write-ahead log cannot be switched on, the mode stays {mode!r}")
         execute("PRAGMA wal_autocheckpoint = 0")
         execute("PRAGMA temp_store = MEMORY")
         self.set_durable(True)

@@ -4,30 +4,35 @@ It checks the daemon, so it shares no code with it and imports nothing else of a
 
     exchange (fault drawn, ledger line) ─▶ oauth | webchat | storage (decide) ─▶ exchange (answer or damage)
 
-A second guest protocol stands beside `webchat` on the same ledger, faults and storage.
+The second guest protocol, `webmessaging`, stands beside `webchat` on the same ledger, faults and storage.
 """
 
 from attachd.sandbox.clock import Clock
-from attachd.sandbox.faults import Fault, FaultKind, refuse
+from attachd.sandbox.faults import Fault, FaultKind, hang_up, refuse
 from attachd.sandbox.ledger import Answer, Ledger, Message, Received, StoredObject
 from attachd.sandbox.platform import Sandbox, serve
 from attachd.sandbox.settings import ENHANCED_LIMIT_BYTES, STANDARD_LIMIT_BYTES, SandboxSettings
-from attachd.sandbox.step import Step
+from attachd.sandbox.step import WEBCHAT_STEPS, Gateway, Stage, Step, step_of
 
 __all__ = [
     "ENHANCED_LIMIT_BYTES",
     "STANDARD_LIMIT_BYTES",
+    "WEBCHAT_STEPS",
     "Answer",
     "Clock",
     "Fault",
     "FaultKind",
+    "Gateway",
     "Ledger",
     "Message",
     "Received",
     "Sandbox",
     "SandboxSettings",
+    "Stage",
     "Step",
     "StoredObject",
+    "hang_up",
     "refuse",
     "serve",
+    "step_of",
 ]

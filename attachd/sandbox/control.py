@@ -5,6 +5,8 @@ GET    /_sandbox/faults         what is armed, as it was armed
 DELETE /_sandbox/faults         [?step=upload]
 POST   /_sandbox/settings       {"client_secret": "...", "requests_per_second": 50, ...}
 POST   /_sandbox/tokens/revoke
+POST   /_sandbox/sessions/expire       web messaging: all sessions are over
+POST   /_sandbox/sessions/disconnect   web messaging: all sessions become read-only
 GET    /_sandbox/ledger         [?only=counts|requests|messages|objects|guests|uploads|leaks]
 DELETE /_sandbox/ledger
 """
@@ -17,8 +19,9 @@ from typing import Final
 
 from aiohttp import web
 
+from attachd.sandbox.exchange import Handler
 from attachd.sandbox.faults import Faults, fault_from
-from attachd.sandbox.ledger import Ledger, Message
+from attachd.sandbox.ledger import Guest, Ledger, Message
 from attachd.sandbox.step import Step
 
 PREFIX: Final = "/_sandbox"
@@ -30,12 +33,15 @@ class Control:
         faults: Faults,
         ledger: Ledger,
         change: Callable[[Mapping[str, object]], None],
-        revoke_tokens: Callable[[], None],
+        levers: Mapping[str, Callable[[], None]],
+        forget: Callable[[], None],
     ) -> None:
+        """`levers`: what happens at a POST to each of these paths."""
         self._faults = faults
         self._ledger = ledger
         self._change = change
-        self._revoke_tokens = revoke_tokens
+        self._levers = levers
+        self._forget = forget
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -43,7 +49,7 @@ class Control:
             web.get(f"{PREFIX}/faults", self._armed),
             web.delete(f"{PREFIX}/faults", self._disarm),
             web.post(f"{PREFIX}/settings", self._settings),
-            web.post(f"{PREFIX}/tokens/revoke", self._revoke),
+            *(web.post(f"{PREFIX}/{path}", _pulling(pull)) for path, pull in self._levers.items()),
             web.get(f"{PREFIX}/ledger", self._read_ledger),
             web.delete(f"{PREFIX}/ledger", self._clear_ledger),
         ]
@@ -75,17 +81,13 @@ class Control:
             return _refused(error)
         return web.Response(status=204)
 
-    async def _revoke(self, _: web.Request) -> web.Response:
-        self._revoke_tokens()
-        return web.Response(status=204)
-
     async def _read_ledger(self, request: web.Request) -> web.Response:
         parts: dict[str, Callable[[], object]] = {
             "counts": self._counts,
             "requests": lambda: [asdict(received) for received in self._ledger.received],
             "messages": lambda: [_message(message) for message in self._ledger.messages],
             "objects": lambda: [asdict(stored) for stored in self._ledger.objects],
-            "guests": lambda: [asdict(guest) for guest in self._ledger.guests.values()],
+            "guests": lambda: [_guest(guest) for guest in self._ledger.guests.values()],
             "uploads": lambda: [asdict(upload) for upload in self._ledger.uploads.values()],
             "leaks": lambda: [asdict(leak) for leak in self._ledger.leaks],
         }
@@ -95,7 +97,7 @@ class Control:
         return _json({name: read() for name, read in parts.items() if only in (None, name)})
 
     async def _clear_ledger(self, _: web.Request) -> web.Response:
-        self._ledger.clear()
+        self._forget()
         return web.Response(status=204)
 
     def _counts(self) -> dict[str, object]:
@@ -105,6 +107,19 @@ class Control:
         return {**self._ledger.counts, "answers": answers}
 
 
+def _pulling(pull: Callable[[], None]) -> Handler:
+    async def handler(_: web.Request) -> web.Response:
+        pull()
+        return web.Response(status=204)
+
+    return handler
+
+
+def _guest(guest: Guest) -> dict[str, object]:
+    # Without the token: it is the credential of the session.
+    return {name: value for name, value in asdict(guest).items() if name != "token"}
+
+
 def _message(message: Message) -> dict[str, object]:
     # Without the request it came in: that stands under "requests", by the same correlation id.
     shown = {known.name: getattr(message, known.name) for known in fields(Message) if known.name != "received"}
@@ -112,6 +127,7 @@ def _message(message: Message) -> dict[str, object]:
         **shown,
         "skills": [asdict(skill) for skill in message.skills],
         "attachments": [asdict(attachment) for attachment in message.attachments],
+        "dropped": [asdict(attachment) for attachment in message.dropped],
         "answer_lost": message.answer_lost,
         "correlation_id": message.received.correlation_id,
     }

@@ -1,6 +1,7 @@
-"""One request and its answer: fault drawn, ledger written, the true answer or the damage put on the wire.
+"""One HTTP request and its answer: fault drawn, ledger written, the true answer or the damage put on the wire.
 
-The parts of the platform decide; only this module touches a response or a connection.
+The parts of the platform decide; only this module touches a response or a connection. A frame on a WebSocket is an
+exchange too, answered by `webmessaging.outlet`.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import assert_never
+from typing import assert_never, cast
 
 from aiohttp import web
 
@@ -31,12 +32,13 @@ class Struck(Exception):  # noqa: N818 - control flow of one request
 class Exchange:
     """What a part of the platform knows of the request it decides about."""
 
-    __slots__ = ("_faults", "fault", "received")
+    __slots__ = ("_faults", "afterwards", "fault", "received")
 
     def __init__(self, received: Received, faults: Faults) -> None:
         self._faults = faults
         self.received = received
         self.fault: Fault | None = None
+        self.afterwards: Callable[[], None] | None = None  # what follows from it once the client has its answer
 
     def concerns(self, file_name: str | None = None, queue_id: str | None = None) -> None:
         """To be called once, as soon as it is known whose request this is and before anything is decided.
@@ -56,6 +58,11 @@ class Exchange:
     def suffers(self, kind: FaultKind) -> bool:
         return self.fault is not None and self.fault.kind is kind
 
+    def conclude(self) -> None:
+        then, self.afterwards = self.afterwards, None
+        if then is not None:
+            then()
+
 
 Decide = Callable[[web.Request, Exchange], Awaitable[Reply]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -68,11 +75,14 @@ def answering(step: Step, decide: Decide, faults: Faults, ledger: Ledger) -> Han
         received = ledger.receive(step, new_id())
         exchange = Exchange(received, faults)
         try:
-            reply = await _decided(request, exchange, decide, faults)
+            reply = await decided(request, exchange, decide, faults)
             if reply is not None:
                 received.status, received.code = reply.status, reply.code
-            return await _answer(request, exchange, reply)
+            if exchange.fault is not None:  # an answer that is late or never comes holds up nothing else
+                exchange.conclude()
+            return await answer(request, exchange, reply)
         finally:
+            exchange.conclude()
             ledger.end(received)
 
     return handler
@@ -80,12 +90,13 @@ def answering(step: Step, decide: Decide, faults: Faults, ledger: Ledger) -> Han
 
 def reset(transport: asyncio.BaseTransport | None) -> None:
     """End a connection as a crashed peer does: RST, nothing flushed."""
-    if isinstance(transport, asyncio.WriteTransport) and not transport.is_closing():
+    if transport is not None and not transport.is_closing():
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        transport.abort()
+        # Not asked with isinstance: uvloop's transports are of no class of asyncio's.
+        cast("asyncio.WriteTransport", transport).abort()
 
 
-async def _decided(request: web.Request, exchange: Exchange, decide: Decide, faults: Faults) -> Reply | None:
+async def decided(request: web.Request, exchange: Exchange, decide: Decide, faults: Faults) -> Reply | None:
     """The true answer; None when a fault kept the request from being processed."""
     received = exchange.received
     try:
@@ -99,7 +110,8 @@ async def _decided(request: web.Request, exchange: Exchange, decide: Decide, fau
         return rendered(refusal(received.step, error.status), received.step, received.correlation_id)
 
 
-async def _answer(request: web.Request, exchange: Exchange, reply: Reply | None) -> web.StreamResponse:
+async def answer(request: web.Request, exchange: Exchange, reply: Reply | None) -> web.StreamResponse:
+    """Put the true answer or the damage on the wire."""
     fault, received = exchange.fault, exchange.received
     if fault is not None and fault.delay_s and fault.kind is not FaultKind.DRIP:
         await asyncio.sleep(fault.delay_s)
@@ -135,6 +147,14 @@ async def _answer(request: web.Request, exchange: Exchange, reply: Reply | None)
             return await _drip(request, received, reply, fault.delay_s)
         case FaultKind.RESET | FaultKind.RESET_UNREAD | FaultKind.STATUS:
             raise AssertionError(f"{fault.kind} was dealt with before")
+        case (
+            FaultKind.CLOSE
+            | FaultKind.OVERTAKEN
+            | FaultKind.DROPPED_ATTACHMENT
+            | FaultKind.EARLY
+            | FaultKind.SESSION_EXPIRED
+        ):
+            raise AssertionError(f"{fault.kind} strikes a frame")
         case _:
             assert_never(fault.kind)
 

@@ -1,7 +1,7 @@
 """Faults on demand: which request is struck, and by what.
 
-Pure: draws the fault for a request and says no more; `exchange` does the damage. Faults of one step are asked in the
-order in which they were armed, the first that fires wins.
+Pure: draws the fault for a request and says no more; `exchange` does the damage to an HTTP answer, the Web Messaging
+socket to a frame. Faults of one step are asked in the order in which they were armed, the first that fires wins.
 """
 
 import random
@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from attachd.sandbox.step import Step
+from attachd.sandbox.step import FRAME_STEPS, Step
 
 
 class FaultKind(StrEnum):
     # The request is not processed.
     STATUS = "status"  # answered with `status`, `headers` and `body` (or the error this step's server would write)
-    RESET_UNREAD = "reset_unread"  # connection reset before the body is read
+    RESET_UNREAD = "reset_unread"  # connection reset before the body is read, or knowing of a frame but its action
     RESET = "reset"  # the body is read, then the connection is reset
-    HANG = "hang"  # read, never answered
+    HANG = "hang"  # read, never answered; an event is never sent; the socket of a frame stays open
+    CLOSE = "close"  # the socket is closed in an orderly way, with the close code `status`
     # The request is processed, the answer is damaged.
     DELAY = "delay"  # only late, by `delay_s`
     LOST_ANSWER = "lost_answer"  # connection reset without an answer
@@ -30,19 +31,57 @@ class FaultKind(StrEnum):
     EMPTY = "empty"  # 200 without a body
     HUGE = "huge"  # `size_bytes` of white space before the true answer
     DRIP = "drip"  # the true answer, a byte every `delay_s`
+    OVERTAKEN = "overtaken"  # the true frame, held back until the next one has gone out on this socket
     # The request is processed in another way.
-    EXPIRED_URL = "expired_url"  # upload: the URL was over before it was handed out
-    WRONG_ATTACHMENT_ID = "wrong_attachment_id"  # conversation: the answer names an attachment nobody sent
-    CAPABILITY_DENIED = "capability_denied"  # guest: the session is opened without attachments
+    EXPIRED_URL = "expired_url"  # upload, attachment: the URL was over before it was handed out
+    WRONG_ATTACHMENT_ID = "wrong_attachment_id"  # conversation, message: the answer names an attachment nobody sent
+    CAPABILITY_DENIED = "capability_denied"  # guest, configure: the session is opened without attachments
+    DROPPED_ATTACHMENT = "dropped_attachment"  # message: accepted, its attachment silently taken out
+    EARLY = "early"  # event: sent before the PUT is answered
+    SESSION_EXPIRED = "session_expired"  # a frame: its session is over before the frame is looked at
 
 
-_UNPROCESSED = frozenset({FaultKind.STATUS, FaultKind.RESET_UNREAD, FaultKind.RESET, FaultKind.HANG})
+_UNPROCESSED = frozenset({FaultKind.STATUS, FaultKind.RESET_UNREAD, FaultKind.RESET, FaultKind.HANG, FaultKind.CLOSE})
+_TWO_FOLD = frozenset({FaultKind.STATUS, FaultKind.HANG, FaultKind.CLOSE})  # may strike after processing too
 _JSON_ONLY = frozenset({FaultKind.TRUNCATED_JSON, FaultKind.WRONG_JSON})
+_PUSHED = FRAME_STEPS | {Step.EVENT}
 _ONLY_AT = {
-    FaultKind.EXPIRED_URL: Step.UPLOAD,
-    FaultKind.WRONG_ATTACHMENT_ID: Step.CONVERSATION,
-    FaultKind.CAPABILITY_DENIED: Step.GUEST,
+    FaultKind.EXPIRED_URL: frozenset({Step.UPLOAD, Step.ATTACHMENT}),
+    FaultKind.WRONG_ATTACHMENT_ID: frozenset({Step.CONVERSATION, Step.MESSAGE}),
+    FaultKind.CAPABILITY_DENIED: frozenset({Step.GUEST, Step.CONFIGURE}),
+    FaultKind.DROPPED_ATTACHMENT: frozenset({Step.MESSAGE}),
+    FaultKind.EARLY: frozenset({Step.EVENT}),
+    FaultKind.SESSION_EXPIRED: FRAME_STEPS - {Step.UNKNOWN},
+    FaultKind.CLOSE: _PUSHED | {Step.CONNECT},
+    FaultKind.OVERTAKEN: _PUSHED,
 }
+# A handshake is answered with a status line, not with content.
+_AT_A_HANDSHAKE = frozenset(
+    {
+        FaultKind.STATUS,
+        FaultKind.RESET_UNREAD,
+        FaultKind.RESET,
+        FaultKind.HANG,
+        FaultKind.CLOSE,
+        FaultKind.DELAY,
+        FaultKind.HTML,
+        FaultKind.EMPTY,
+    }
+)
+_WITH_A_FILE = frozenset(
+    {
+        Step.UPLOAD,
+        Step.PUT,
+        Step.CONVERSATION,
+        Step.ATTACHMENT,
+        Step.EVENT,
+        Step.MESSAGE,
+        Step.GET_ATTACHMENT,
+        Step.DELETE_ATTACHMENT,
+    }
+)
+_CLOSE_CODES = range(1000, 5000)
+_HTTP_STATUSES = range(200, 600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +89,13 @@ class Fault:
     """What strikes, and whom.
 
     `delay_s` passes before the damage of any kind; for `drip` it is the time between two bytes. Only requests whose
-    file name matches the glob `file_name` and whose session's queue is `queue_id` are candidates; of these the first
-    `skip` are spared, each other is struck with `probability` (drawn from `seed`), until it has struck `times` times
-    (None: for ever).
+    file name matches the glob `file_name` and whose session's queue (webmessaging: deployment) is `queue_id` are
+    candidates; of these the first `skip` are spared, each other is struck with `probability` (drawn from `seed`), until
+    it has struck `times` times (None: for ever).
+
+    Where the answer is a frame, `status` is the error code in it, such as 4011, and `error_class` its class if not the
+    one the platform would choose: string, GenerateUrlError, ErrorMessage, Error, TooManyRequestsErrorMessage. At
+    `event` it is the code of an UploadFailureEvent.
     """
 
     kind: FaultKind
@@ -67,12 +110,15 @@ class Fault:
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str | None = None
+    error_class: str | None = None
     size_bytes: int = 1024**3
-    after_processing: bool = False  # for status and hang: the request is processed all the same
+    after_processing: bool = False  # for status, hang and close: the request is processed all the same
 
     def __post_init__(self) -> None:
-        if self.after_processing and self.kind not in (FaultKind.STATUS, FaultKind.HANG):
-            raise ValueError("after_processing goes with status and hang; the other kinds say it themselves")
+        if self.after_processing and self.kind not in _TWO_FOLD:
+            raise ValueError("after_processing goes with status, hang and close; the other kinds say it themselves")
+        if self.kind is FaultKind.CLOSE and self.status not in _CLOSE_CODES:
+            raise ValueError("close needs a close code as status: 1000 to 4999")
         if self.kind is FaultKind.DELAY and self.delay_s <= 0:
             raise ValueError("delay needs delay_s")
         if not 0 <= self.probability <= 1:
@@ -84,15 +130,21 @@ class Fault:
 
     def fits(self, step: Step) -> None:
         """Raise ValueError when the fault cannot happen at this step."""
-        place = _ONLY_AT.get(self.kind, step)
-        if place is not step:
-            raise ValueError(f"{self.kind} can only happen at {place}")
+        places = _ONLY_AT.get(self.kind)
+        if places is not None and step not in places:
+            raise ValueError(f"{self.kind} can only happen at {', '.join(sorted(places))}")
+        if step is Step.CONNECT and self.kind not in _AT_A_HANDSHAKE:
+            raise ValueError(f"{self.kind}: a handshake has no content; possible are {', '.join(_AT_A_HANDSHAKE)}")
+        if self.kind is FaultKind.STATUS and step not in _PUSHED and self.status not in _HTTP_STATUSES:
+            raise ValueError(f"{step} is answered with an HTTP status, 200 to 599")
         if self.kind in _JSON_ONLY and step is Step.PUT:
             raise ValueError(f"{self.kind}: the storage answers no JSON")
-        if self.file_name is not None and step in (Step.TOKEN, Step.GUEST):
+        if self.file_name is not None and step not in _WITH_A_FILE:
             raise ValueError(f"{step} knows no file name")
         if self.queue_id is not None and step is Step.TOKEN:
             raise ValueError(f"{step} knows no queue")
+        if self.kind is FaultKind.RESET_UNREAD and step is Step.EVENT:
+            raise ValueError(f"{self.kind}: nothing is read at {step}")
         if self.kind is FaultKind.RESET_UNREAD and step is not Step.PUT and (self.file_name or self.queue_id):
             raise ValueError(f"{self.kind} at {step} cannot be matched: name and queue are in the body")
 
@@ -108,6 +160,15 @@ def refuse(
     """The most frequent fault: an error answer, with `Retry-After` in seconds or as an HTTP date."""
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return Fault(FaultKind.STATUS, times=times, status=status, code=code, headers=headers, file_name=file_name)
+
+
+def hang_up(
+    close_code: int, *, times: int | None = 1, after_processing: bool = False, file_name: str | None = None
+) -> Fault:
+    """The socket is closed in an orderly way, as by a platform that restarts (1001) or objects (1008)."""
+    return Fault(
+        FaultKind.CLOSE, times=times, status=close_code, after_processing=after_processing, file_name=file_name
+    )
 
 
 def fault_from(content: Mapping[str, object]) -> Fault:
@@ -126,12 +187,13 @@ def fault_from(content: Mapping[str, object]) -> Fault:
     return Fault(kind, **rest)  # type: ignore[arg-type]  # _fitted compared each type with the default's
 
 
-_SAMPLE = Fault(FaultKind.STATUS, file_name="", queue_id="", code="", body="")
+_SAMPLE = Fault(FaultKind.STATUS, file_name="", queue_id="", code="", body="", error_class="")
+_NULLABLE = frozenset({"times", "file_name", "queue_id", "code", "body", "error_class"})
 
 
 def _fitted(name: str, value: object) -> object:
     sample = getattr(_SAMPLE, name)
-    if value is None and name in ("times", "file_name", "queue_id", "code", "body"):
+    if value is None and name in _NULLABLE:
         return None
     if isinstance(sample, dict):
         if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):

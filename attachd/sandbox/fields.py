@@ -38,6 +38,13 @@ class Fields:
             raise self.wrong(name, "must be a whole number")
         return value
 
+    def optional_text(self, name: str) -> str | None:
+        """None when the field is missing; may be empty."""
+        value = self._content.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(name, "must be a string")
+        return value
+
     def flag(self, name: str) -> bool:
         """False when the field is missing."""
         value = self._content.get(name, False)
@@ -55,6 +62,15 @@ class Fields:
         if not isinstance(value, dict):
             raise self.wrong(name, "must be a JSON object")
         return value
+
+    def words(self, name: str) -> dict[str, str]:
+        """An object of strings; an empty one when the field is missing."""
+        words: dict[str, str] = {}
+        for key, value in self.optional_section(name).items():
+            if not isinstance(value, str):
+                raise self.wrong(f"{name}.{key}", "must be a string")
+            words[key] = value
+        return words
 
     def sections(self, name: str) -> list["Fields"]:
         """The objects of a list; an empty list when the field is missing."""

@@ -1,6 +1,6 @@
 """The platform as a whole: builds the parts, gives each its place, starts and stops them.
 
-Two ports, as in reality two hosts: one for login, API and control, one for the storage.
+Two ports, as in reality several hosts: one for login, API, socket and control, one for the storage.
 """
 
 import asyncio
@@ -23,9 +23,15 @@ from attachd.sandbox.listener import Listener
 from attachd.sandbox.oauth import Login
 from attachd.sandbox.reply import refusal, rendered
 from attachd.sandbox.settings import SandboxSettings, changed
-from attachd.sandbox.step import Step
+from attachd.sandbox.step import Gateway, Step
 from attachd.sandbox.storage import Storage
 from attachd.sandbox.webchat import CONVERSATION_PATH, GUEST_PATH, UPLOAD_PATH, Webchat
+from attachd.sandbox.webmessaging.deployment import DEPLOYMENT_PATH
+from attachd.sandbox.webmessaging.gate import SOCKET_PATH
+from attachd.sandbox.webmessaging.history import HISTORY_PATH
+from attachd.sandbox.webmessaging.messenger import WebMessaging
+from attachd.sandbox.webmessaging.session import Sessions
+from attachd.sandbox.webmessaging.uploads import UploadEvents
 
 _TOKEN_PATH: Final = "/oauth/token"  # noqa: S105 - a path
 
@@ -39,18 +45,24 @@ class Sandbox:
         self._listeners: list[Listener] = []
         self._api: Listener | None = None
         self._webchat: Webchat | None = None
+        self._messaging: WebMessaging | None = None
         self.faults = Faults()
         self.ledger = Ledger(self._clock, counts_only=self._settings.ledger == "counts")
         self._login = Login(self._current, self.ledger, self._clock)
+        self._sessions = Sessions(self._current, self.ledger, self._clock)
+        self._uploads = UploadEvents(self._current, self._sessions, self.faults, self.ledger, self._clock)
 
     async def __aenter__(self) -> Self:
         settings = self._settings
         try:
             self._api = self._listen(settings.port)
             storage_port = self._listen(settings.storage_port)
-            storage = Storage(self._current, storage_port.authority, self.ledger, self._clock)
+            storage = Storage(self._current, storage_port.authority, self.ledger, self._clock, self._uploads.stored)
             self._webchat = Webchat(self._current, self._login, storage, self.ledger, self._clock)
-            await self._api.serve(self._api_app(self._webchat))
+            self._messaging = WebMessaging(
+                self._current, self._api.authority, self._sessions, storage, self.faults, self.ledger, self._clock
+            )
+            await self._api.serve(self._api_app(self._webchat, self._messaging))
             await storage_port.serve(self._storage_app(storage))
         except BaseException:
             await self._close()
@@ -74,6 +86,21 @@ class Sandbox:
     @property
     def login_url(self) -> str:
         return self.api_url
+
+    @property
+    def messaging_url(self) -> str:
+        """Base of the guest WebSocket, without its path."""
+        assert self._api is not None, "the sandbox has not been started"
+        return f"ws://{self._api.authority}"
+
+    @property
+    def config_url(self) -> str:
+        """Base of the deployment configurations, without their path."""
+        return self.api_url
+
+    @property
+    def deployment_id(self) -> str:
+        return self._settings.deployment_id
 
     @property
     def client_id(self) -> str:
@@ -108,9 +135,11 @@ class Sandbox:
     def clear(self) -> None:
         """Disarm every fault and forget what was received, open sessions included; tokens stay valid."""
         self.faults.clear()
-        self.ledger.clear()
+        self._forget()
         if self._webchat is not None:
             self._webchat.clear()
+        if self._messaging is not None:
+            self._messaging.gate.clear()
 
     def change(self, **patch: object) -> None:
         """Change settings at run time, such as `client_secret`. Raises ValueError for what cannot be changed."""
@@ -118,6 +147,14 @@ class Sandbox:
 
     def revoke_tokens(self) -> None:
         self._login.revoke_all()
+
+    def expire_sessions(self) -> None:
+        """Web messaging: all sessions are over now; who listens hears SessionExpiredEvent."""
+        self._sessions.expire()
+
+    def disconnect_sessions(self) -> None:
+        """Web messaging: the agents end all conversations, their sessions become read-only."""
+        self._sessions.disconnect()
 
     async def go_down(self) -> None:
         """An outage: connections are reset, new ones refused, on the API and the storage. State and ledger stay."""
@@ -128,23 +165,40 @@ class Sandbox:
         for listener in self._listeners:
             await listener.come_up()
 
-    def config_yaml(self, inbox_path: str | PathLike[str], state_dir: str | PathLike[str] | None = None) -> str:
-        """A minimal attachd configuration that points here."""
+    def config_yaml(
+        self,
+        inbox_path: str | PathLike[str],
+        state_dir: str | PathLike[str] | None = None,
+        gateway: Gateway = "webchat",
+    ) -> str:
+        """A minimal attachd configuration that points here, over either protocol."""
+        lines = ["platform:", "  environment: sandbox.invalid   # never a real one, should the URLs below get lost"]
+        if gateway == "webmessaging":
+            lines.append("  gateway: webmessaging")
+        platform = self._webchat_keys() if gateway == "webchat" else self._messaging_keys()
         # A JSON string is a YAML string, whatever the path contains.
-        lines = [
-            "platform:",
-            "  environment: sandbox.invalid   # never a real one, should the two URLs below get lost",
-            f"  login_url: {json.dumps(self.login_url)}",
-            f"  api_url: {json.dumps(self.api_url)}",
-            f"  client_id: {json.dumps(self.client_id)}",
-            f"  client_secret: {json.dumps(self.client_secret)}",
-            f"  queue_id: {json.dumps(self.queue_id)}",
-            "inboxes:",
-            f"  - path: {json.dumps(fspath(inbox_path))}",
-        ]
+        lines += [f"  {key}: {json.dumps(value)}" for key, value in platform.items()]
+        lines += ["inboxes:", f"  - path: {json.dumps(fspath(inbox_path))}"]
         if state_dir is not None:
             lines.append(f"state_dir: {json.dumps(fspath(state_dir))}")
         return "\n".join(lines) + "\n"
+
+    def _webchat_keys(self) -> dict[str, str]:
+        return {
+            "login_url": self.login_url,
+            "api_url": self.api_url,
+            "client_id": self.client_id,
+            "client_secret": self.client_secret,
+            "queue_id": self.queue_id,
+        }
+
+    def _messaging_keys(self) -> dict[str, str]:
+        return {
+            "deployment_id": self.deployment_id,
+            "messaging_url": self.messaging_url,
+            "api_url": self.api_url,
+            "config_url": self.config_url,
+        }
 
     def _current(self) -> SandboxSettings:
         return self._settings
@@ -152,18 +206,35 @@ class Sandbox:
     def _change(self, patch: Mapping[str, object]) -> None:
         self._settings = changed(self._settings, patch)
 
+    def _forget(self) -> None:
+        self.ledger.clear()
+        self._sessions.clear()
+
     def _listen(self, port: int) -> Listener:
         listener = Listener(self._settings.host, port)
         self._listeners.append(listener)
         return listener
 
-    def _api_app(self, webchat: Webchat) -> web.Application:
-        control = Control(self.faults, self.ledger, self._change, self.revoke_tokens)
+    def _api_app(self, webchat: Webchat, messaging: WebMessaging) -> web.Application:
+        control = Control(
+            self.faults,
+            self.ledger,
+            self._change,
+            {
+                "tokens/revoke": self.revoke_tokens,
+                "sessions/expire": self.expire_sessions,
+                "sessions/disconnect": self.disconnect_sessions,
+            },
+            self._forget,
+        )
         app = web.Application()
         app.router.add_post(_TOKEN_PATH, self._answering(Step.TOKEN, self._login.token))
         app.router.add_post(GUEST_PATH, self._answering(Step.GUEST, webchat.guest))
         app.router.add_post(UPLOAD_PATH, self._answering(Step.UPLOAD, webchat.upload))
         app.router.add_post(CONVERSATION_PATH, self._answering(Step.CONVERSATION, webchat.conversation))
+        app.router.add_get(DEPLOYMENT_PATH, self._answering(Step.DEPLOYMENT, messaging.deployments.config))
+        app.router.add_get(HISTORY_PATH, self._answering(Step.HISTORY, messaging.history.messages))
+        app.router.add_get(SOCKET_PATH, messaging.gate.connect)
         app.add_routes(control.routes())
         app.router.add_route("*", "/{path:.*}", _nothing_here)
         return app
@@ -180,6 +251,7 @@ class Sandbox:
         for listener in self._listeners:
             await listener.close()
         self._listeners.clear()
+        self._uploads.close()
 
 
 async def _nothing_here(_: web.Request) -> web.Response:

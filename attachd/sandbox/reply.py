@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import assert_never
 from xml.sax.saxutils import escape
 
 from attachd.sandbox.step import Step
@@ -104,10 +103,8 @@ def rendered(refused: Refused, step: Step, correlation_id: str) -> Reply:
             dialect, body = _OAUTH, _oauth_error(refused)
         case Step.PUT:
             dialect, body = _S3, _s3_error(refused, correlation_id)
-        case Step.GUEST | Step.UPLOAD | Step.CONVERSATION:
-            dialect, body = _API, _api_error(refused, correlation_id)
         case _:
-            assert_never(step)
+            dialect, body = _API, _api_error(refused, correlation_id)
     return Reply(
         refused.status, body.encode(), {"Content-Type": dialect.content_type, **refused.headers}, code=refused.code
     )

@@ -1,10 +1,12 @@
-"""What kind of platform this is: its client, its limits, how strict its storage is."""
+"""What kind of platform this is: its client, its limits, how strict its storage is; the deployment comes from below."""
 
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from attachd.sandbox.webmessaging.settings import MessagingSettings
 
 STANDARD_LIMIT_BYTES = 10_485_760
 ENHANCED_LIMIT_BYTES = 26_214_400
@@ -16,7 +18,7 @@ _FIXED = frozenset({"host", "port", "storage_port", "keep", "ledger"})
 
 
 @dataclass(frozen=True, slots=True)
-class SandboxSettings:
+class SandboxSettings(MessagingSettings):
     """Figures without a remark are the contract's; `port` 0 lets the system choose."""
 
     host: str = "127.0.0.1"
@@ -73,9 +75,7 @@ def changed(settings: SandboxSettings, patch: Mapping[str, object]) -> SandboxSe
 
 
 _CHOICES: dict[str, tuple[object, ...]] = {
-    "capability_refused_at": ("guest", "upload"),
-    "too_large_status": (400, 413),
-    "retry_after": ("seconds", "date"),
+    name: get_args(hint) for name, hint in get_type_hints(SandboxSettings).items() if get_origin(hint) is Literal
 }
 
 

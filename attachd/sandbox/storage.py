@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from aiohttp import web
 from attachd.sandbox import sigv4
 from attachd.sandbox.clock import Clock, utc
 from attachd.sandbox.exchange import Exchange
+from attachd.sandbox.ids import new_id
 from attachd.sandbox.ledger import Leak, Ledger, StoredObject, Upload
 from attachd.sandbox.reply import Refused, Reply
 from attachd.sandbox.settings import SandboxSettings
@@ -28,8 +29,19 @@ ATTACHMENT_ID_HEADER: Final = "x-amz-meta-genesys-attachment-id"
 
 
 class Storage:
-    def __init__(self, settings: Callable[[], SandboxSettings], host: str, ledger: Ledger, clock: Clock) -> None:
-        """`host` is the Host header under which the storage is reached, with its port."""
+    def __init__(
+        self,
+        settings: Callable[[], SandboxSettings],
+        host: str,
+        ledger: Ledger,
+        clock: Clock,
+        stored: Callable[[Upload, str, Exchange], Awaitable[None]],
+    ) -> None:
+        """`host` is the Host header under which the storage is reached, with its port.
+
+        `stored` is told of every object that has come complete, and where it can be fetched, before its PUT is
+        answered.
+        """
         keep = settings().keep
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
@@ -37,6 +49,7 @@ class Storage:
         self._host = host
         self._ledger = ledger
         self._clock = clock
+        self._stored = stored
         self._credential = sigv4.Credential(
             access_key_id=f"AKIA{secrets.token_hex(8).upper()}",
             secret_key=secrets.token_urlsafe(30),
@@ -59,9 +72,13 @@ class Storage:
             "content-length": str(upload.size_bytes),
             ATTACHMENT_ID_HEADER: upload.attachment_id,
         }
-        headers = {name: possible[name] for name in settings.signed_headers}
+        headers = {name: possible[name] for name in settings.signed_headers} | dict(upload.headers)
         path = f"/{BUCKET}/{upload.guest_id}/{upload.attachment_id}/{upload.file_name}"
         return self.base_url + sigv4.presigned("PUT", path, headers, self._credential, signed_at, settings.url_life_s)
+
+    def download_url(self, attachment_id: str) -> str:
+        """For screens. It is a secret of its own, so it is here for clients to keep out of logs; nothing serves it."""
+        return f"{self.base_url}/downloads/{attachment_id}?token={new_id()}"
 
     async def put(self, request: web.Request, exchange: Exchange) -> Reply:
         raw_path, _, raw_query = request.raw_path.partition("?")
@@ -71,12 +88,13 @@ class Storage:
         length = request.content_length
         if length is None or "Transfer-Encoding" in request.headers:
             raise Refused(411, "MissingContentLength", "You must provide the Content-Length HTTP header.")
-        self._judge_signature(request, raw_path, raw_query)
+        self._judge_signature(request, raw_path, raw_query, upload)
         if upload is None:
             raise Refused(404, "NoSuchUpload", "Nothing was declared for this key.")
         self._judge_declaration(request, upload, length)
         stored = await self._taken(request, exchange, upload, length)
         self._ledger.store(stored)
+        await self._stored(upload, self.download_url(upload.attachment_id), exchange)
         # Not in the form of an MD5, which a client could rightly compare: encrypted objects have such tags too.
         return Reply(200, b"", {"ETag": f'"{stored.sha256[:32]}-1"'})
 
@@ -97,8 +115,10 @@ class Storage:
             extra={"ArgumentName": "Authorization"},
         )
 
-    def _judge_signature(self, request: web.Request, raw_path: str, raw_query: str) -> None:
-        lenient = frozenset() if self._settings().strict_storage else frozenset({ATTACHMENT_ID_HEADER})
+    def _judge_signature(self, request: web.Request, raw_path: str, raw_query: str, upload: Upload | None) -> None:
+        # Who was told the headers to send has no reason to send another.
+        told = upload is not None and upload.headers
+        lenient = frozenset() if told or self._settings().strict_storage else frozenset({ATTACHMENT_ID_HEADER})
         try:
             sigv4.judge(
                 request.method,

@@ -221,8 +221,7 @@ class Webchat:
                     "fileName": attachment.file_name,
                     "contentType": attachment.content_type,
                     "fileSize": attachment.size_bytes,
-                    # For the agent's screen. It is a secret of its own, so it is here for clients to keep out of logs.
-                    "downloadUrl": f"{self._storage.base_url}/downloads/{attachment.attachment_id}?token={new_id()}",
+                    "downloadUrl": self._storage.download_url(attachment.attachment_id),
                 }
                 for attachment in message.attachments
             ],

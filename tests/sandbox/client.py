@@ -53,6 +53,7 @@ class Client:
         self.sandbox = sandbox
         self.session = session
         self.token = ""
+        self.sockets: list[aiohttp.ClientWebSocketResponse] = []  # closed with the test
 
     async def call(self, method: str, url: str, **options: object) -> Answered:
         async with self.session.request(method, URL(url, encoded=True), **options) as response:

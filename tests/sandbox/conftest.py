@@ -25,14 +25,14 @@ class ManualClock:
 class Started:
     """Sandboxes and sessions that end with the test."""
 
-    opened: list[tuple[Sandbox, aiohttp.ClientSession]] = field(default_factory=list)
+    opened: list[Client] = field(default_factory=list)
 
     async def __call__(self, clock: Clock | None = None, **settings: object) -> Client:
         sandbox = await Sandbox(SandboxSettings(**settings), clock).__aenter__()
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
         session._retry_connection = False  # aiohttp silently repeats a PUT that was reset, and would hide the fault
-        self.opened.append((sandbox, session))
         client = Client(sandbox, session)
+        self.opened.append(client)
         await client.log_in()
         return client
 
@@ -44,9 +44,11 @@ Start = Callable[..., Awaitable[Client]]
 async def start() -> AsyncIterator[Start]:
     started = Started()
     yield started
-    for sandbox, session in started.opened:
-        await session.close()
-        await sandbox.__aexit__(None, None, None)
+    for client in started.opened:
+        for socket in client.sockets:
+            await socket.close()
+        await client.session.close()
+        await client.sandbox.__aexit__(None, None, None)
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import pytest
 import uvloop
 import yaml
 
-from attachd.sandbox import Answer, Fault, FaultKind, Sandbox, SandboxSettings, Step, refuse, serve
+from attachd.sandbox import WEBCHAT_STEPS, Answer, Fault, FaultKind, Sandbox, SandboxSettings, Step, refuse, serve
 
 from .client import Client, until
+from .messenger import opened
 
 
 class TestLedger:
@@ -17,7 +18,7 @@ class TestLedger:
         """Each request has its step, its times and what became of it."""
         await client.deliver()
         received = client.sandbox.ledger.received
-        assert [one.step for one in received] == list(Step)
+        assert [one.step for one in received] == list(WEBCHAT_STEPS)
         assert [one.status for one in received] == [200] * 5
         assert {one.answer for one in received} == {Answer.WHOLE}
         assert [one.monotonic_s for one in received] == sorted(one.monotonic_s for one in received)
@@ -116,7 +117,7 @@ class TestControl:
         (message,) = answered.json["messages"]
         assert message["attachments"][0]["file_name"] == "claim.pdf"
         assert message["answer_lost"] is False
-        assert [one["step"] for one in answered.json["requests"]] == list(Step)
+        assert [one["step"] for one in answered.json["requests"]] == list(WEBCHAT_STEPS)
         assert client.token not in answered.text
         assert client.sandbox.client_secret not in answered.text
         only = (await self.control(client, "GET", "ledger?only=counts")).json
@@ -191,6 +192,28 @@ def test_the_port_can_be_taken_again_at_once():
         port = 0
         for _ in range(3):
             port = runner(run(port))
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_faults_strike_on_every_event_loop(runner):
+    """What goes past the library to the connection itself works on uvloop too, where the command runs."""
+
+    async def run() -> None:
+        async with Sandbox() as sandbox, aiohttp.ClientSession() as session:
+            client = Client(sandbox, session)
+            await client.log_in()
+            sandbox.on("guest", Fault(FaultKind.RESET))
+            with pytest.raises(aiohttp.ClientError):
+                await client.guest()
+            line = await opened(client)
+            for fault in (FaultKind.HUGE, FaultKind.DRIP):
+                sandbox.on("jwt", Fault(fault, size_bytes=3_000_000, delay_s=0.00001))
+                assert (await line.ask("getJwt"))["class"] == "JwtResponse"
+            sandbox.on("jwt", Fault(FaultKind.LOST_ANSWER))
+            await line.say("getJwt")
+            assert await line.closed() == 1006
+
+    runner(run())
 
 
 async def test_a_taken_port_is_an_error_and_leaves_nothing_open():
