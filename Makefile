@@ -1,15 +1,20 @@
 # Everything here makes its own environment: Python 3.11 or newer is all it needs.
 PYTHON ?= python3
+GATEWAY ?= webchat
+SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types imports clean
+.PHONY: demo test campaign lint types imports clean
 
-demo: $(VENV)/.installed  ## run the main job: sandbox, daemon, sample documents, shown live
-	$(BIN)/attachd demo
+demo: $(VENV)/.installed  ## the main job, live: sandbox, daemon, documents (GATEWAY=webmessaging for the other gateway)
+	$(BIN)/attachd demo --gateway $(GATEWAY)
 
 test: $(VENV)/.installed-dev lint types imports  ## lint, types, import rules and all tests
 	$(BIN)/pytest
+
+campaign: $(VENV)/.installed-dev  ## kills, power cuts and faults by the thousand; minutes, as root; SEED= repeats a run
+	$(BIN)/python -m tests.campaign --seed $(SEED)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

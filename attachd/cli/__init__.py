@@ -7,7 +7,7 @@ import sys
 from collections.abc import Coroutine
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import click
 import uvloop
@@ -129,11 +129,12 @@ def sandbox(port: int, inbox: str, strict: bool) -> None:
 
 @main.command()
 @click.option("--keep", is_flag=True, help="Keep the folder of the demo and say where it is.")
-def demo(keep: bool) -> None:
+@click.option("--gateway", type=click.Choice(["webchat", "webmessaging"]), default="webchat", show_default=True)
+def demo(keep: bool, gateway: Literal["webchat", "webmessaging"]) -> None:
     """Sandbox, daemon and sample documents, shown live; ends by itself with a summary."""
     from attachd.demo import show
 
-    sys.exit(Exit.DONE if run_loop(show(keep=keep)) else Exit.FAILED)
+    sys.exit(Exit.DONE if run_loop(show(keep=keep, gateway=gateway)) else Exit.FAILED)
 
 
 def _loaded(config_file: Path) -> Config:

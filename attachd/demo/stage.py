@@ -22,7 +22,7 @@ from attachd.demo.screen import LiveScreen, PlainScreen, Screen, summary
 from attachd.demo.track import EMPTY_S, Journeys
 from attachd.demo.verdict import in_words, problems, reason_file
 from attachd.model import Reason
-from attachd.sandbox import Fault, FaultKind, Sandbox, Step, refuse
+from attachd.sandbox import Fault, FaultKind, Gateway, Sandbox, Stage, refuse, step_of
 from attachd.telemetry import printable, without_secrets
 
 DEADLINE_S = 150.0
@@ -33,7 +33,7 @@ _SILENCE_S = 3
 _PICTURE_COLUMNS = 84
 
 
-async def show(*, keep: bool = False, svg: str | os.PathLike[str] | None = None) -> bool:
+async def show(*, keep: bool = False, svg: str | os.PathLike[str] | None = None, gateway: Gateway = "webchat") -> bool:
     """Play the demo; True only if all went as it should. With `svg` the end is also drawn into that file.
 
     The folder it plays in is removed at the end unless `keep` is set or something went wrong.
@@ -43,7 +43,7 @@ async def show(*, keep: bool = False, svg: str | os.PathLike[str] | None = None)
     keep_folder, cancelled = True, list[signal.Signals]()
     try:
         with _cancelled_by_signals(cancelled):
-            went_well = await _Demo(console, folder, svg).play()
+            went_well = await _Demo(console, folder, svg, gateway).play()
         keep_folder = keep or not went_well
     except (OSError, ExceptionGroup) as error:
         if not (reasons := _system_errors(error)):
@@ -70,10 +70,11 @@ async def show(*, keep: bool = False, svg: str | os.PathLike[str] | None = None)
 
 
 class _Demo:
-    def __init__(self, console: Console, folder: Path, svg: str | os.PathLike[str] | None) -> None:
+    def __init__(self, console: Console, folder: Path, svg: str | os.PathLike[str] | None, gateway: Gateway) -> None:
         self._console = console
         self._folder = folder
         self._svg = svg
+        self._gateway = gateway
         self._inbox = folder / "claims"
         self._desk = folder / "desk"
         self._began = time.monotonic()
@@ -89,16 +90,16 @@ class _Demo:
         digests = {drop: digest for drop, (_, digest) in measured.items()}
         journeys = Journeys((drop, size) for drop, (size, _) in measured.items())
         async with Sandbox() as sandbox:
-            _arm(sandbox)
+            _arm(sandbox, self._gateway)
             config = self._folder / "config.yaml"
-            config.write_text(_config(sandbox, self._inbox, self._folder / "state"), encoding="utf-8")
+            config.write_text(_config(sandbox, self._inbox, self._folder / "state", self._gateway), encoding="utf-8")
             with self._screen:
                 try:
                     async with asyncio.timeout(DEADLINE_S):
                         await self._run(config, journeys)
                 except TimeoutError:
                     self._trouble.append(f"it was not finished after {DEADLINE_S:.0f} seconds")
-        found = await asyncio.to_thread(problems, journeys, digests, self._inbox, sandbox.ledger)
+        found = await asyncio.to_thread(problems, journeys, digests, self._inbox, sandbox.ledger, self._gateway)
         self._end(journeys, [without_secrets(problem) for problem in self._trouble + found])
         return not (self._trouble or found)
 
@@ -163,23 +164,24 @@ class _Demo:
         return time.monotonic() - self._began
 
 
-def _arm(sandbox: Sandbox) -> None:
+def _arm(sandbox: Sandbox, gateway: Gateway) -> None:
     """A short hiccup for the files that are to meet one; every answer a little late."""
+    upload = step_of(Stage.UPLOAD, gateway)
     for drop in PROGRAMME:
         match drop.trouble:
             case Trouble.OUTAGE:
-                sandbox.on(Step.UPLOAD, refuse(503, file_name=drop.name))
+                sandbox.on(upload, refuse(503, file_name=drop.name))
             case Trouble.RATE_LIMIT:
-                sandbox.on(Step.UPLOAD, refuse(429, retry_after=_SILENCE_S, file_name=drop.name))
+                sandbox.on(upload, refuse(429, retry_after=_SILENCE_S, file_name=drop.name))
             case None:
                 pass
-    for step in (Step.PUT, Step.CONVERSATION):
-        sandbox.on(step, Fault(FaultKind.DELAY, times=None, delay_s=_ANSWER_S))
+    for stage in (Stage.PUT, Stage.CONVERSATION):
+        sandbox.on(step_of(stage, gateway), Fault(FaultKind.DELAY, times=None, delay_s=_ANSWER_S))
 
 
-def _config(sandbox: Sandbox, inbox: Path, state: Path) -> str:
+def _config(sandbox: Sandbox, inbox: Path, state: Path, gateway: Gateway) -> str:
     # The inbox stands last in what the sandbox writes, so its further keys follow.
-    return sandbox.config_yaml(inbox) + "\n".join(
+    return sandbox.config_yaml(inbox, gateway=gateway) + "\n".join(
         [
             "    allow_types:",
             "      - application/pdf",
