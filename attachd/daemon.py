@@ -75,6 +75,7 @@ def open_gateway(
                 clock=time.monotonic,
                 jitter=random.uniform,
                 on_hold=on_hold,
+                upload_hosts=platform.upload_hosts,
             )
         case "webmessaging":
             assert platform.deployment_id is not None
@@ -90,6 +91,7 @@ def open_gateway(
                 clock=time.monotonic,
                 jitter=random.uniform,
                 on_hold=on_hold,
+                upload_hosts=platform.upload_hosts,
             )
 
 

@@ -371,6 +371,7 @@ def test_anchors_that_multiply_end_early(refused):
         ("config_url: 'http://cdn.example.com'", "platform.config_url: must start with https://; http:// is accepted"),
         ("origin: 'https://www.example.com/chat'", "platform.origin: is not an origin"),
         ("origin: 'a b'", "platform.origin: is not an origin"),
+        ("upload_hosts: ['https://s3.amazonaws.com']", "platform.upload_hosts[0]: is not a host name"),
         ("environment: api.mypurecloud.com", "platform.environment: starts with api.; leave that away"),
         ("client_id: 'id:secret'", "platform.client_id: contains a colon"),
         ("client_id: [1]", "platform.client_id: must be text"),

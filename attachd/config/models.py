@@ -85,10 +85,17 @@ def _mime_glob(pattern: str) -> str:
     return pattern.lower()
 
 
+def _host_name(name: str) -> str:
+    if not _DOMAIN.fullmatch(name.removeprefix(".")):
+        raise ValueError("is not a host name; write it like amazonaws.com, without https:// or a path")
+    return name.removeprefix(".").lower()
+
+
 AbsolutePath: TypeAlias = Annotated[Path, AfterValidator(_absolute)]
 Word: TypeAlias = Annotated[str, AfterValidator(_single_word)]
 Glob: TypeAlias = Annotated[str, AfterValidator(_glob)]
 MimeGlob: TypeAlias = Annotated[str, AfterValidator(_mime_glob)]
+HostName: TypeAlias = Annotated[str, AfterValidator(_host_name)]
 
 _DURATION_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}],
@@ -172,6 +179,9 @@ class Platform(_Section):
 
     no_proxy: SkipJsonSchema[tuple[str, ...]] = ()
     """The entries of $NO_PROXY; not a key of the file."""
+
+    upload_hosts: tuple[HostName, ...] = ()
+    """Hosts, or ends of host names, that files may be uploaded to. Default: any that the platform names."""
 
     requests_per_second: float = Field(default=100, gt=0, le=10_000)
     """Calls with a token in one second, over all inboxes. Default: 100, what the platform allows one client."""

@@ -1,6 +1,7 @@
 """The texts attachd writes for people: the message an agent reads, and the reason beside a failed file."""
 
 import string
+import textwrap
 from datetime import UTC, datetime
 
 from attachd.delivery.content import platform_name
@@ -26,8 +27,8 @@ def reason_text(delivery: Delivery, failure: Failure, now: datetime) -> str:
     lines = [
         f"{platform_name(delivery.name)} {_VERDICTS.get(failure.reason, 'was not sent')}.",
         "",
-        f"Why:       {failure.detail}",
-        f"What now:  {ADVICE[failure.reason]}",
+        _folded(f"Why:       {failure.detail}"),
+        _folded(f"What now:  {ADVICE[failure.reason]}"),
         "",
         f"Reason:    {failure.reason} (at step: {failure.step})",
         f"Inbox:     {delivery.inbox}",
@@ -41,6 +42,10 @@ def reason_text(delivery: Delivery, failure: Failure, now: datetime) -> str:
     if failure.correlation_id:
         lines.append(f"Trace id:  {failure.correlation_id}")
     return "\n".join(lines) + "\n"
+
+
+def _folded(line: str) -> str:
+    return textwrap.fill(line, 80, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
 
 
 _VERDICTS = {
