@@ -296,3 +296,91 @@ class Delivery:
     def finished(self) -> bool:
         """Filed, one way or the other: nothing is left to do."""
         return isinstance(self.state, Sent | Failed)
+
+
+# --- what is told of a running or a resting attachd ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PauseStatus:
+    """Why something is paused, in words; `retry_in_s` is None when that depends on something else."""
+
+    reason: Reason
+    detail: str
+    retry_in_s: float | None
+    paused_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class InboxStatus:
+    """One inbox at a glance; `ignored` counts what is left alone, by reason. None: nobody knows while nothing runs."""
+
+    name: InboxName
+    path: str
+    pause: PauseStatus | None
+    waiting: int
+    under_way: int
+    sent: int
+    failed: int
+    ignored: Mapping[str, int]
+    oldest_waiting_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A claimed delivery: at which step it is, or None while it waits; `next_try_in_s` is 0 when it may go."""
+
+    delivery: Delivery
+    step: Step | None
+    bytes_sent: int
+    next_try_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """A delivery that ended lately, and how long it took: the seconds spent in each step of its last attempt."""
+
+    delivery: Delivery
+    ended_at: datetime
+    took_s: float
+    steps: tuple[tuple[Step, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything at a glance. `running` is False when it was read from a resting attachd's journal and folders."""
+
+    running: bool
+    version: str
+    platform: PauseStatus | None
+    inboxes: tuple[InboxStatus, ...]
+    under_way: tuple[UnderWay, ...] = ()
+    latest: tuple[Journey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where a file is and why. `place` is a stable word, `sentences` say it to a person, one thought each.
+
+    Places: settling, waiting, ignored, paused, claimed, under_way, deferred, sent, failed, own_folder, missing.
+    """
+
+    path: str
+    place: str
+    sentences: tuple[str, ...]
+    inbox: InboxName | None = None
+    reason: str | None = None
+    delivery: Delivery | None = None
+    step: Step | None = None
+    next_try_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """A failed file that went back into its inbox under `name`, or why it did not (`problem`)."""
+
+    delivery: DeliveryId | None
+    inbox: InboxName
+    filed_as: str
+    name: str | None
+    problem: str | None = None

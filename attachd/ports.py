@@ -1,7 +1,8 @@
-"""The two seams behind which a second implementation stands: the platform's guest API and the journal.
+"""The seams behind which a second implementation stands: the guest API, the journal, and what can be told of it all.
 
 `GuestGateway` speaks of a file's way and never of HTTP; `Journal` speaks of whole state changes, takes the time as an
-argument and shows no transaction and no row.
+argument and shows no transaction and no row. `Overview` answers people's questions: from a running daemon, through its
+admin server, or from the journal and the folders at rest.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -16,12 +17,15 @@ from attachd.model import (
     Delivery,
     DeliveryId,
     Document,
+    Explanation,
     GuestId,
     InboxName,
     Receipt,
+    Retried,
     Routing,
     Sighting,
     StateName,
+    Status,
     Upload,
 )
 
@@ -153,3 +157,31 @@ class Journal(Protocol):
 
     async def held_until(self) -> tuple[datetime, str] | None:
         """What `hold_until` said last, if that is not None."""
+
+
+class Overview(Protocol):
+    """Where everything is and why, and the way back for failed files."""
+
+    async def status(self) -> Status:
+        """Everything at a glance."""
+
+    async def deliveries(
+        self, *, state: StateName | None = None, inbox: InboxName | None = None, limit: int = 100
+    ) -> Sequence[Entry]:
+        """Deliveries, the one that changed last first."""
+
+    async def explain(self, path: str) -> Explanation | None:
+        """Where the file at an absolute path, or with a delivery id, is and why; None when nothing is known of it."""
+
+    async def retry(self, what: str | None, *, inbox: InboxName | None = None) -> Sequence[Retried]:
+        """Put failed files back into their inbox: by delivery id, by their name or path in `failed/`, or all (None)."""
+
+
+class Controls(Protocol):
+    """What an operator may do to a running daemon besides asking; inbox None means everything."""
+
+    async def pause(self, inbox: InboxName | None) -> None:
+        """Claim and begin nothing more until `resume`; what is under way may end. Forgotten at a restart."""
+
+    async def resume(self, inbox: InboxName | None) -> None:
+        """Go on, also where a pause of attachd's own waits for its next probe: it probes at once."""

@@ -56,7 +56,7 @@ def main() -> None:
 @config_option
 def run(config_file: Path) -> None:
     """Watch the inboxes and deliver, in the foreground, until SIGTERM or SIGINT."""
-    from attachd.daemon import Daemon
+    from attachd.daemon.service import Daemon
     from attachd.sdnotify import Notifier
 
     settings = _loaded(config_file)

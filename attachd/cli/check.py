@@ -13,7 +13,7 @@ from rich.text import Text
 from attachd import telemetry
 from attachd.cli import Exit
 from attachd.config import Config, Inbox
-from attachd.daemon import folders_of, open_gateway
+from attachd.daemon.parts import folders_of, open_gateway
 from attachd.delivery.health import CANARY
 from attachd.delivery.texts import readable_size
 from attachd.errors import ADVICE, AccountError, InboxError, TransientError

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from attachd.cli import Exit
 from attachd.config import Config, Inbox
-from attachd.daemon import new_delivery_id, open_gateway, utcnow
+from attachd.daemon.parts import new_delivery_id, open_gateway, utcnow
 from attachd.delivery.content import Content
 from attachd.delivery.filing import version_of
 from attachd.delivery.lifecycle import backoff_s

@@ -159,10 +159,11 @@ class Store:
     def _check(self) -> None:
         """Look for damage. Raises _Damaged."""
         execute = self.connection.execute
-        self.checkpoint(truncate=True)
+        folded = self.checkpoint(truncate=True)
         pages, page_size = (execute(f"PRAGMA {figure}").fetchone()[0] for figure in ("page_count", "page_size"))
         size = os.stat(self._path).st_size
-        if size < pages * page_size:
+        # Pages that a full disk keeps in the log are not missing.
+        if folded and size < pages * page_size:
             raise _Damaged(f"{size} bytes are left of {pages * page_size}")
         if size <= _CHECK_ALL_UP_TO_BYTES or self._suspect.exists():
             checks = ["PRAGMA quick_check(1)"]
@@ -232,13 +233,15 @@ class Store:
         if self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
 
-    def checkpoint(self, *, truncate: bool = False) -> None:
-        """Fold the log into the file. On a full disk nothing happens, and nothing is lost."""
+    def checkpoint(self, *, truncate: bool = False) -> bool:
+        """Fold the log into the file; whether that was done. On a full disk nothing happens, and nothing is lost."""
         try:
             self.connection.execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})").fetchone()
         except sqlite3.Error as error:
             if not is_full(error):
                 raise
+            return False
+        return True
 
     def close(self) -> None:
         """Fold everything into one file and let others have it. Raises sqlite3.Error when that fails."""

@@ -1,18 +1,17 @@
-"""The daemon: builds the parts from the config, owns their tasks, and ends in two phases.
+"""One run of attachd: builds the parts from the config, owns their tasks, and ends in two phases.
 
-The only place that names concrete classes. From the outside in: an exit stack with the journal, the folders and the
-gateway, opened first and closed last; inside it one task group, which nothing outlives.
+From the outside in: an exit stack with the journal, the folders and the gateway, opened first and closed last; inside
+it one task group, which nothing outlives.
 """
 
 import asyncio
 import contextlib
 import random
-import secrets
 import signal
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,84 +19,24 @@ import structlog
 
 from attachd import __version__, config, telemetry
 from attachd.config import Config
+from attachd.daemon.parts import folders_of, new_delivery_id, open_gateway, utcnow
 from attachd.delivery.dispatcher import Dispatcher
-from attachd.delivery.filing import OWN_FOLDER, Filing
+from attachd.delivery.filing import OWN_FOLDER
 from attachd.delivery.health import CANARY
 from attachd.delivery.lifecycle import Rules
 from attachd.delivery.pauses import Pauses
 from attachd.delivery.pipeline import InboxPlan, Pipeline
 from attachd.errors import AccountError, ConfigError, InboxError, JournalBusy, TransientError
 from attachd.gateway.guests import load_guest_key
-from attachd.gateway.webchat import Webchat, open_webchat
-from attachd.gateway.webmessaging import WebMessaging, open_webmessaging
+from attachd.gateway.webchat import Webchat
+from attachd.gateway.webmessaging import WebMessaging
 from attachd.intake.inbox import InboxIntake, IntakeRules
 from attachd.intake.watch import WatchMode
 from attachd.journal.sqlite import SqliteJournal
-from attachd.model import DeliveryId, InboxName, Reason, Step, delivery_id
+from attachd.model import InboxName, Reason, Step
 from attachd.sdnotify import Notifier
 
 log = structlog.get_logger("attachd.daemon")
-
-
-def utcnow() -> datetime:
-    """The time, for records and for people; durations are measured on the monotonic clock."""
-    return datetime.now(UTC)
-
-
-def new_delivery_id() -> DeliveryId:
-    """An id for a delivery that is claimed now."""
-    return delivery_id(time.time_ns() // 1_000_000, secrets.randbits(74))
-
-
-def open_gateway(
-    settings: Config,
-    *,
-    client_secret: Callable[[], str],
-    guest_key: bytes,
-    on_hold: Callable[[float, str], None] | None = None,
-) -> AbstractAsyncContextManager[Webchat | WebMessaging]:
-    """The gateway that the config names, for as long as the block lasts.
-
-    `guest_key` is what guests' secrets are made from; who need not find a guest again may take any 32 bytes.
-    """
-    platform = settings.platform
-    ca_file = str(platform.ca_file) if platform.ca_file else None
-    match platform.gateway:
-        case "webchat":
-            return open_webchat(
-                api_url=platform.api_url,
-                login_url=platform.login_url,
-                client_id=platform.client_id,
-                client_secret=client_secret,
-                requests_per_second=platform.requests_per_second,
-                ca_file=ca_file,
-                proxy_for=platform.proxy_for,
-                clock=time.monotonic,
-                jitter=random.uniform,
-                on_hold=on_hold,
-                upload_hosts=platform.upload_hosts,
-            )
-        case "webmessaging":
-            assert platform.deployment_id is not None
-            return open_webmessaging(
-                deployment_id=platform.deployment_id,
-                guest_key=guest_key,
-                messaging_url=platform.messaging_url,
-                config_url=platform.config_url,
-                api_url=platform.api_url,
-                origin=platform.origin,
-                ca_file=ca_file,
-                proxy_for=platform.proxy_for,
-                clock=time.monotonic,
-                jitter=random.uniform,
-                on_hold=on_hold,
-                upload_hosts=platform.upload_hosts,
-            )
-
-
-def folders_of(inbox: config.Inbox) -> Filing:
-    """The folders of an inbox, not opened yet."""
-    return Filing(inbox.name, inbox.path, sent=inbox.sent, failed=inbox.failed)
 
 
 class Daemon:
