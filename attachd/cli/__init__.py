@@ -7,13 +7,13 @@ import sys
 from collections.abc import Coroutine
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TextIO, TypeVar
 
 import click
 import uvloop
 
 from attachd import __version__, telemetry
-from attachd.config import Config, json_schema, load
+from attachd.config import Config, Log, json_schema, load
 from attachd.errors import ConfigError, JournalBusy, JournalError
 
 T = TypeVar("T")
@@ -60,8 +60,12 @@ def run(config_file: Path) -> None:
     from attachd.sdnotify import Notifier
 
     settings = _loaded(config_file)
-    _log_to_stdout(settings)
-    daemon = Daemon(settings, config_file, os.environ)
+    log = _Log(settings.log)
+    try:
+        log.open()
+    except ConfigError as error:
+        _refuse_config(error, "nothing was started")
+    daemon = Daemon(settings, config_file, os.environ, reopen_log=log.open)
     with Notifier(os.environ) as notifier:
         run_loop(daemon.run(notifier), problem="nothing was started")
 
@@ -111,20 +115,54 @@ def send(config_file: Path, files: tuple[Path, ...], inbox: str | None, message:
 @click.option(
     "--inbox", default="/srv/attachd/claims", show_default=True, metavar="FOLDER", help="For the printed config."
 )
+@click.option(
+    "--gateway",
+    type=click.Choice(["webchat", "webmessaging"]),
+    default="webchat",
+    show_default=True,
+    help="For the printed config; both are spoken.",
+)
 @click.option("--strict", is_flag=True, help="A storage that refuses unsigned x-amz-* headers, as S3 does.")
-def sandbox(port: int, inbox: str, strict: bool) -> None:
+@click.option("--s3-endpoint", metavar="URL", help="An S3 server that takes the files instead: scheme, host and port.")
+@click.option("--s3-access-key", metavar="ID", envvar="AWS_ACCESS_KEY_ID", show_envvar=True)
+@click.option("--s3-secret-key", metavar="KEY", envvar="AWS_SECRET_ACCESS_KEY", show_envvar=True)
+@click.option("--s3-bucket", default="attachd-sandbox", show_default=True, help="Made when it is missing.")
+@click.option("--s3-region", default="us-east-1", show_default=True)
+def sandbox(
+    port: int,
+    inbox: str,
+    gateway: Literal["webchat", "webmessaging"],
+    strict: bool,
+    s3_endpoint: str | None,
+    s3_access_key: str | None,
+    s3_secret_key: str | None,
+    s3_bucket: str,
+    s3_region: str,
+) -> None:
     """Run a local platform and print the config that points to it."""
-    from attachd.sandbox import Sandbox, SandboxSettings, serve
+    from attachd.sandbox import S3Endpoint, S3Unusable, Sandbox, SandboxSettings, serve
+
+    s3 = None
+    if s3_endpoint is not None:
+        if not (s3_access_key and s3_secret_key):
+            raise click.UsageError("--s3-endpoint needs --s3-access-key and --s3-secret-key, or their variables")
+        try:
+            s3 = S3Endpoint(s3_endpoint, s3_access_key, s3_secret_key, s3_bucket, s3_region)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--s3-endpoint") from error
 
     def announce(running: Sandbox) -> None:
         click.echo(f"# A platform for trying things out, on {running.api_url}; it ends with Ctrl-C.")
         click.echo("# Save what follows as config.yaml, make the folder, then: attachd run -c config.yaml\n")
-        click.echo(running.config_yaml(inbox))
+        click.echo(running.config_yaml(inbox, gateway=gateway))
 
     async def until_stopped() -> None:
-        await serve(SandboxSettings(strict_storage=strict), port, announce, asyncio.Event())
+        await serve(SandboxSettings(strict_storage=strict, s3=s3), port, announce, asyncio.Event())
 
-    run_loop(until_stopped())
+    try:
+        run_loop(until_stopped())
+    except S3Unusable as error:
+        _refuse(str(error), Exit.UNREACHABLE)
 
 
 @main.command()
@@ -146,9 +184,26 @@ def _loaded(config_file: Path) -> Config:
     return settings
 
 
-def _log_to_stdout(settings: Config) -> None:
-    as_json = settings.log.format == "json" or (settings.log.format == "auto" and not sys.stdout.isatty())
-    telemetry.configure(level=settings.log.level, json=as_json, stream=sys.stdout)
+class _Log:
+    """Where the log goes: standard output, or a file that is opened anew on request, for somebody may rename it."""
+
+    def __init__(self, wanted: Log) -> None:
+        self._wanted = wanted
+        self._file: TextIO | None = None
+
+    def open(self) -> None:
+        """Begin, or begin anew. Raises ConfigError when the file cannot be written; what was open stays in use then."""
+        wanted, before = self._wanted, self._file
+        if wanted.file is not None:
+            try:
+                self._file = wanted.file.open("a", encoding="utf-8")
+            except OSError as error:
+                raise ConfigError("log.file", [f"log.file: cannot write {wanted.file}: {error.strerror}"]) from error
+        stream = self._file or sys.stdout
+        as_json = wanted.format == "json" or (wanted.format == "auto" and not stream.isatty())
+        telemetry.configure(level=wanted.level, json=as_json, stream=stream)
+        if before is not None:
+            before.close()
 
 
 def run_loop(work: Coroutine[Any, Any, T], *, problem: str = "nothing was done") -> T:

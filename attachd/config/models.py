@@ -427,13 +427,16 @@ class Inbox(_Section):
 
 
 class Log(_Section):
-    """What is written to standard output."""
+    """What is written about each file, and where."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least important kind of event to write. Default: info."""
 
     format: Literal["auto", "json", "console"] = "auto"
     """One JSON object a line, or text for people; auto is console on a terminal and json else. Default: auto."""
+
+    file: AbsolutePath | None = None
+    """Write to this file instead of standard output; after SIGHUP it is opened anew. Default: standard output."""
 
 
 class Admin(_Section):

@@ -9,9 +9,9 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,7 +33,7 @@ from attachd.gateway.webmessaging import WebMessaging
 from attachd.intake.inbox import InboxIntake, IntakeRules
 from attachd.intake.watch import WatchMode
 from attachd.journal.sqlite import SqliteJournal
-from attachd.model import InboxName, Reason, Step
+from attachd.model import InboxName, Reason, StateName, Step
 from attachd.sdnotify import Notifier
 
 log = structlog.get_logger("attachd.daemon")
@@ -46,10 +46,13 @@ class Daemon:
     JournalError.
     """
 
-    def __init__(self, settings: Config, source: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: Config, source: Path, env: Mapping[str, str], *, reopen_log: Callable[[], None]
+    ) -> None:
         self._settings = settings
         self._source = source
         self._env = env
+        self._reopen_log = reopen_log
         self._secret = settings.platform.client_secret.get_secret_value()
         self._chance = random.Random()  # noqa: S311  spreads waits, guards nothing
         self._stop = asyncio.Event()
@@ -123,6 +126,7 @@ class Daemon:
             rules,
             max_file_bytes=settings.platform.max_file_size,
             now=utcnow,
+            clock=time.monotonic,
             passed=pauses.passed,
         )
         dispatcher = Dispatcher(
@@ -141,15 +145,14 @@ class Daemon:
         recovered = await self._recover(dispatcher, pauses, inboxes)
         log.info("daemon.started", version=__version__, inboxes=list(inboxes), recovered=recovered)
         async with asyncio.TaskGroup() as tasks:
-            intakes = [
-                tasks.create_task(self._intake(inbox, dispatcher, pauses).run(), name=f"intake {inbox.name}")
-                for inbox in settings.inboxes
-            ]
+            intakes = [self._intake(inbox, dispatcher, pauses) for inbox in settings.inboxes]
+            seeing = [tasks.create_task(intake.run(), name=f"intake {intake.name}") for intake in intakes]
             working = tasks.create_task(dispatcher.run(), name="dispatcher")
             services = [
                 tasks.create_task(self._greet(gateway, pauses), name="greeting"),
                 tasks.create_task(self._remember_holds(journal), name="holds"),
                 tasks.create_task(self._feed_watchdog(notifier), name="watchdog"),
+                tasks.create_task(self._summarise(journal, intakes), name="summaries"),
             ]
             log.info("daemon.ready", version=__version__, inboxes=list(inboxes))
             notifier.ready(f"watching {len(inboxes)} inboxes")
@@ -158,8 +161,8 @@ class Daemon:
             under_way = len(dispatcher.under_way())
             log.info("daemon.stopping", version=__version__, in_flight=under_way)
             notifier.stopping(f"{under_way} files under way")
-            for intake in intakes:  # 1. nothing new comes in
-                intake.cancel()
+            for task in seeing:  # 1. nothing new comes in
+                task.cancel()
             dispatcher.stop()
             await self._drain(dispatcher)  # 2. what is under way may end
             for task in (working, *services):  # 3. the journal remembers the rest
@@ -233,11 +236,41 @@ class Daemon:
             trouble = AccountError(error.reason, str(error), error.step)
             pauses.failed(CANARY, InboxName(""), trouble, strike=False, alone=False)
 
+    # --- every day ------------------------------------------------------------------------------------------------
+
+    async def _summarise(self, journal: SqliteJournal, intakes: Sequence[InboxIntake]) -> None:
+        """At each local midnight one record for each inbox: what went, what failed, what waits."""
+        day, before = _today(), await journal.finished_counts()
+        while True:
+            await asyncio.sleep(_DAY_CHECK_S)
+            if _today() == day:
+                continue
+            summed, day, after = day, _today(), await journal.finished_counts()
+            for intake in intakes:
+                ended = {
+                    state: after.get(intake.name, {}).get(state, 0) for state in (StateName.SENT, StateName.FAILED)
+                }
+                known = before.get(intake.name, {})
+                log.info(
+                    "inbox.summary",
+                    inbox=intake.name,
+                    day=summed.isoformat(),
+                    sent=ended[StateName.SENT] - known.get(StateName.SENT, 0),
+                    failed=ended[StateName.FAILED] - known.get(StateName.FAILED, 0),
+                    waiting=intake.waiting,
+                    oldest_waiting_s=intake.oldest_waiting_s(time.monotonic()),
+                )
+            before = after
+
     # --- signals --------------------------------------------------------------------------------------------------
 
     def _reload(self) -> None:
-        """Read the config again: a rotated secret is used from now on; what else changed is said to need a restart."""
+        """Read the config again: a rotated secret is used from now on; what else changed is said to need a restart.
+
+        The log file is opened anew, so that it can be rotated by renaming it.
+        """
         try:
+            self._reopen_log()
             found = config.load(self._source, self._env)
         except ConfigError as error:
             log.error("daemon.reload_refused", detail=str(error), problems=error.problems)
@@ -259,3 +292,8 @@ class Daemon:
 
 
 _LONGEST_HOLD_S = 3600.0
+_DAY_CHECK_S = 60.0
+
+
+def _today() -> date:
+    return datetime.now().astimezone().date()

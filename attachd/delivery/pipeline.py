@@ -8,7 +8,7 @@ keeps files from being lost or sent twice: hash while uploading, hash again, rec
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import assert_never
 
@@ -60,10 +60,22 @@ class Work:
     """The folder it was claimed into."""
     step: Step | None = None
     bytes_sent: int = 0
+    entered: list[tuple[Step, float]] = field(default_factory=list)
+    """The steps of the latest attempt, and when (monotonic seconds) each was entered."""
     remembered: bool = False
     """The journal has it as posted."""
     burial: Failure | None = None
     """Set once it is given up: only the move to `failed/` is left."""
+
+    def enter(self, step: Step, at: float) -> None:
+        """The attempt comes to a step."""
+        self.step = step
+        self.entered.append((step, at))
+
+    def steps(self, ended: float) -> tuple[tuple[Step, float], ...]:
+        """The steps of the latest attempt, and how many seconds each took, the last one until `ended`."""
+        ends = [at for _, at in self.entered[1:]] + [ended]
+        return tuple((step, round(end - at, 6)) for (step, at), end in zip(self.entered, ends, strict=True))
 
 
 class Pipeline:
@@ -77,6 +89,7 @@ class Pipeline:
         *,
         max_file_bytes: int,
         now: Callable[[], datetime],
+        clock: Callable[[], float],
         passed: Callable[[DeliveryId, InboxName, Step], None],
     ) -> None:
         self._journal = journal
@@ -84,6 +97,7 @@ class Pipeline:
         self._rules = rules
         self._max_file_bytes = max_file_bytes
         self._now = now
+        self._clock = clock
         self._tell_passed = passed
 
     async def attempt(self, work: Work, inbox: InboxPlan) -> None:
@@ -92,6 +106,7 @@ class Pipeline:
         Raises one of the four families; `work.delivery` then says how far it came, and is in Posting only when a
         message of it may stand.
         """
+        work.entered.clear()
         try:
             match work.delivery.state:
                 case Claimed():
@@ -125,7 +140,7 @@ class Pipeline:
 
     async def bury(self, work: Work, inbox: InboxPlan, failure: Failure) -> None:
         """Give the delivery up: the file goes to `failed/` with the reason beside it. Raises InboxError."""
-        work.step = Step.FILING
+        self._enter(work, Step.FILING)
         delivery = replace(work.delivery, last_failure=failure)
         await self._journal.record(delivery, self._now())  # a crash from here on finds the reason
         try:
@@ -143,13 +158,14 @@ class Pipeline:
     # --- on the way ----------------------------------------------------------------------------------------------
 
     async def _send(self, work: Work, inbox: InboxPlan) -> None:
-        work.step, work.bytes_sent = Step.CHECK, 0
+        work.bytes_sent = 0
+        self._enter(work, Step.CHECK)
         async with self._opened(work, inbox) as content:
-            work.step = Step.SESSION
+            self._enter(work, Step.SESSION)
             async with self._gateway.session(work.delivery.id, inbox.routing) as session:
                 self._passed(work, Step.SESSION)
-                work.step = Step.UPLOAD
-                attachment = await session.upload(content.document, _counted(work, content.read))
+                self._enter(work, Step.UPLOAD)
+                attachment = await session.upload(content.document, self._counted(work, content.read))
                 self._passed(work, Step.UPLOAD)
                 self._passed(work, Step.PUT)
                 upload = Upload(session.guest, attachment, content.document, content.sha256)
@@ -167,7 +183,7 @@ class Pipeline:
 
     async def _resolve(self, work: Work, inbox: InboxPlan, posting: Posting) -> None:
         """A message of this delivery may stand: ask, and where nobody can be asked do what the operator chose."""
-        work.step = Step.MESSAGE
+        self._enter(work, Step.MESSAGE)
         match await self._gateway.find(posting.upload):
             case Found(receipt):
                 work.delivery = replace(work.delivery, state=Posted(posting.upload, receipt, posting.posts))
@@ -192,7 +208,7 @@ class Pipeline:
         await self._give_to_network(work, session, Posting(upload, text, posts=1))
 
     async def _give_to_network(self, work: Work, session: GuestSession, posting: Posting) -> None:
-        work.step = Step.MESSAGE
+        self._enter(work, Step.MESSAGE)
         before, upload = work.delivery.state, posting.upload
         await self._record(replace(work.delivery, state=posting))
         work.delivery = replace(work.delivery, state=posting)
@@ -209,7 +225,7 @@ class Pipeline:
 
     async def _file_sent(self, work: Work, inbox: InboxPlan) -> None:
         """Remember that the platform has the message, then move the file. Only this is ever done again."""
-        work.step = Step.FILING
+        self._enter(work, Step.FILING)
         delivery = work.delivery
         assert isinstance(delivery.state, Posted)
         await self._remember_posted(work)
@@ -259,6 +275,19 @@ class Pipeline:
             await self._record(work.delivery)
             work.remembered = True
 
+    def _enter(self, work: Work, step: Step) -> None:
+        work.enter(step, self._clock())
+
+    def _counted(self, work: Work, read: ReadContent) -> ReadContent:
+        async def counting() -> AsyncIterator[bytes]:
+            self._enter(work, Step.PUT)
+            work.bytes_sent = 0
+            async for piece in read():
+                yield piece
+                work.bytes_sent += len(piece)
+
+        return counting
+
     def _passed(self, work: Work, step: Step) -> None:
         self._tell_passed(work.delivery.id, work.delivery.inbox, step)
 
@@ -305,13 +334,3 @@ _SONG_SHEET = Document("attachd-canary.txt", "text/plain", len(_SONG))
 
 async def _song() -> AsyncIterator[bytes]:
     yield _SONG
-
-
-def _counted(work: Work, read: ReadContent) -> ReadContent:
-    async def counting() -> AsyncIterator[bytes]:
-        work.step, work.bytes_sent = Step.PUT, 0
-        async for piece in read():
-            yield piece
-            work.bytes_sent += len(piece)
-
-    return counting
