@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 from datetime import date
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from attachd.config import Config
 from attachd.daemon import service
 from attachd.intake.inbox import InboxIntake
 from attachd.journal.sqlite import SqliteJournal
@@ -84,10 +82,9 @@ async def test_each_day_ends_with_a_record_of_what_went_and_what_failed(days: li
     journal = Counts(
         [{claims: {StateName.SENT: 100, StateName.FAILED: 5}}, {claims: {StateName.SENT: 142, StateName.FAILED: 6}}]
     )
-    daemon = service.Daemon(cast("Config", _Settings()), tmp_path, os.environ, reopen_log=lambda: None)
     with capture_logs() as records:
         summing = asyncio.create_task(
-            daemon._summarise(cast("SqliteJournal", journal), [cast("InboxIntake", Quiet())]), name="summaries"
+            service.summarise(cast("SqliteJournal", journal), lambda: [cast("InboxIntake", Quiet())]), name="summaries"
         )
         await until(lambda: records, "the day is summed up")
         summing.cancel()
@@ -100,13 +97,3 @@ async def test_each_day_ends_with_a_record_of_what_went_and_what_failed(days: li
         "failed": 1,
     }
     assert (expected | {"waiting": 2, "oldest_waiting_s": 7.5}).items() <= record.items()
-
-
-class _Settings:
-    """As much of a config as a daemon reads before it runs."""
-
-    class platform:  # noqa: N801  the attribute's name
-        class client_secret:  # noqa: N801
-            @staticmethod
-            def get_secret_value() -> str:
-                return "secret"

@@ -19,21 +19,23 @@ import structlog
 
 from attachd import __version__, config, telemetry
 from attachd.config import Config
-from attachd.daemon.parts import folders_of, new_delivery_id, open_gateway, utcnow
+from attachd.daemon.inboxes import Inboxes
+from attachd.daemon.parts import new_delivery_id, open_gateway, utcnow
+from attachd.daemon.reload import compare, merged
 from attachd.delivery.dispatcher import Dispatcher
-from attachd.delivery.filing import OWN_FOLDER
 from attachd.delivery.health import CANARY
 from attachd.delivery.lifecycle import Rules
 from attachd.delivery.pauses import Pauses
-from attachd.delivery.pipeline import InboxPlan, Pipeline
-from attachd.errors import AccountError, ConfigError, InboxError, JournalBusy, TransientError
+from attachd.delivery.pipeline import Pipeline
+from attachd.errors import AccountError, ConfigError, JournalBusy, TransientError
+from attachd.gateway.guard import Gate
 from attachd.gateway.guests import load_guest_key
 from attachd.gateway.webchat import Webchat
 from attachd.gateway.webmessaging import WebMessaging
-from attachd.intake.inbox import InboxIntake, IntakeRules
-from attachd.intake.watch import WatchMode
+from attachd.intake.inbox import InboxIntake
 from attachd.journal.sqlite import SqliteJournal
 from attachd.model import InboxName, Reason, StateName, Step
+from attachd.ports import Journal
 from attachd.sdnotify import Notifier
 
 log = structlog.get_logger("attachd.daemon")
@@ -57,8 +59,7 @@ class Daemon:
         self._chance = random.Random()  # noqa: S311  spreads waits, guards nothing
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
-        self._holds: asyncio.Queue[tuple[float, str]] = asyncio.Queue()
-        self.ready = asyncio.Event()
+        self._reload = asyncio.Event()
 
     def stop(self) -> None:
         """Ask for the end: once for a gentle one, twice for a quick one."""
@@ -69,61 +70,44 @@ class Daemon:
     async def run(self, notifier: Notifier) -> None:
         """Work until asked to stop."""
         loop = asyncio.get_running_loop()
+        reactions = {signal.SIGTERM: self.stop, signal.SIGINT: self.stop, signal.SIGHUP: self._reload.set}
         async with AsyncExitStack() as stack:
-            for wanted in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(wanted, self.stop)
+            for wanted, reaction in reactions.items():
+                loop.add_signal_handler(wanted, reaction)
                 stack.callback(loop.remove_signal_handler, wanted)
-            loop.add_signal_handler(signal.SIGHUP, self._reload)
-            stack.callback(loop.remove_signal_handler, signal.SIGHUP)
-            inboxes = await self._open_inboxes(stack)
+            inboxes = await stack.enter_async_context(Inboxes(self._source))
+            await inboxes.open(self._settings.inboxes)
             journal = await stack.enter_async_context(
                 SqliteJournal.open(self._settings.state_dir, utcnow(), lambda: uuid4().hex)
             )
             if journal.replaced:
                 log.error("journal.replaced", detail=journal.replaced)
+            silence = Silence(journal, now=utcnow)
             gateway = await stack.enter_async_context(
                 open_gateway(
                     self._settings,
                     client_secret=lambda: self._secret,
                     guest_key=await asyncio.to_thread(load_guest_key, self._settings.state_dir),
-                    on_hold=lambda *hold: self._holds.put_nowait(hold),
+                    on_hold=silence.told,
                 )
             )
-            await self._work(journal, gateway, inboxes, notifier)
+            await self._work(journal, gateway, silence, inboxes, notifier)
         log.info("daemon.stopped", version=__version__)
-
-    async def _open_inboxes(self, stack: AsyncExitStack) -> dict[InboxName, InboxPlan]:
-        """Open all folders, or say of all that cannot be opened why not."""
-        inboxes, problems = {}, []
-        for index, inbox in enumerate(self._settings.inboxes):
-            filing = folders_of(inbox)
-            try:
-                await asyncio.to_thread(filing.open)
-            except InboxError as error:
-                if error.reason is Reason.FOLDER_IN_USE:
-                    raise JournalBusy(str(error)) from error
-                problems.append(f"inboxes[{index}].path: {error}")
-                continue
-            stack.callback(filing.close)
-            inboxes[inbox.name] = InboxPlan(inbox.name, inbox.routing, inbox.message, inbox.allow_types, filing)
-        if problems:
-            raise ConfigError(str(self._source), problems)
-        return inboxes
 
     async def _work(
         self,
         journal: SqliteJournal,
         gateway: Webchat | WebMessaging,
-        inboxes: Mapping[InboxName, InboxPlan],
+        silence: "Silence",
+        inboxes: Inboxes,
         notifier: Notifier,
     ) -> None:
         settings = self._settings
-        rules = Rules(settings.delivery.max_attempts, settings.delivery.on_unknown_outcome)
         pauses = Pauses(clock=time.monotonic, chance=self._chance)
         pipeline = Pipeline(
             journal,
             gateway.gateway,
-            rules,
+            rules_of(settings),
             max_file_bytes=settings.platform.max_file_size,
             now=utcnow,
             clock=time.monotonic,
@@ -133,40 +117,40 @@ class Daemon:
             journal,
             pipeline,
             pauses,
-            inboxes,
-            rules,
+            inboxes.plans,
+            rules_of(settings),
             concurrency=settings.delivery.concurrency,
             now=utcnow,
             clock=time.monotonic,
             chance=self._chance,
             new_id=new_delivery_id,
         )
-        await self._keep_silence(journal, gateway, pauses)
-        recovered = await self._recover(dispatcher, pauses, inboxes)
-        log.info("daemon.started", version=__version__, inboxes=list(inboxes), recovered=recovered)
+        await silence.keep(gateway.gate, pauses)
+        recovered = await inboxes.recover(dispatcher, pauses, inboxes.plans)
+        log.info("daemon.started", version=__version__, inboxes=list(inboxes.plans), recovered=recovered)
         async with asyncio.TaskGroup() as tasks:
-            intakes = [self._intake(inbox, dispatcher, pauses) for inbox in settings.inboxes]
-            seeing = [tasks.create_task(intake.run(), name=f"intake {intake.name}") for intake in intakes]
-            working = tasks.create_task(dispatcher.run(), name="dispatcher")
-            services = [
-                tasks.create_task(self._greet(gateway, pauses), name="greeting"),
-                tasks.create_task(self._remember_holds(journal), name="holds"),
-                tasks.create_task(self._feed_watchdog(notifier), name="watchdog"),
-                tasks.create_task(self._summarise(journal, intakes), name="summaries"),
+            for inbox in settings.inboxes:
+                inboxes.see(inbox, dispatcher, pauses, tasks)
+            working = [
+                tasks.create_task(dispatcher.run(), name="dispatcher"),
+                tasks.create_task(greet(gateway, pauses), name="greeting"),
+                tasks.create_task(silence.remember(), name="silence"),
+                tasks.create_task(summarise(journal, lambda: inboxes.intakes), name="summaries"),
+                tasks.create_task(feed_watchdog(notifier), name="watchdog"),
+                tasks.create_task(self._reloads(inboxes, dispatcher, pauses, tasks, notifier), name="reloads"),
             ]
-            log.info("daemon.ready", version=__version__, inboxes=list(inboxes))
-            notifier.ready(f"watching {len(inboxes)} inboxes")
-            self.ready.set()
+            log.info("daemon.ready", version=__version__, inboxes=list(inboxes.plans))
+            notifier.ready(_watching(inboxes))
             await self._stop.wait()
             under_way = len(dispatcher.under_way())
             log.info("daemon.stopping", version=__version__, in_flight=under_way)
             notifier.stopping(f"{under_way} files under way")
-            for task in seeing:  # 1. nothing new comes in
-                task.cancel()
             dispatcher.stop()
+            await inboxes.look_away(list(inboxes.plans))  # 1. nothing new comes in
             await self._drain(dispatcher)  # 2. what is under way may end
-            for task in (working, *services):  # 3. the journal remembers the rest
+            for task in working:  # 3. the journal remembers the rest
                 task.cancel()
+            inboxes.forget_dropped()
 
     async def _drain(self, dispatcher: Dispatcher) -> None:
         with contextlib.suppress(TimeoutError):
@@ -178,117 +162,127 @@ class Daemon:
                     for wait in waits:
                         wait.cancel()
 
-    def _intake(self, inbox: config.Inbox, dispatcher: Dispatcher, pauses: Pauses) -> InboxIntake:
-        rules = IntakeRules(
-            path=str(inbox.path),
-            include=inbox.include,
-            exclude=inbox.exclude,
-            recursive=inbox.recursive,
-            settle_s=inbox.settle_s,
-            rescan_s=inbox.rescan_s,
-            watch=WatchMode(inbox.watch),
-            own=frozenset({inbox.sent.split("/")[0], inbox.failed.split("/")[0], OWN_FOLDER}),
-        )
-        return InboxIntake(
-            inbox.name,
-            rules,
-            dispatcher.offer,
-            lost=pauses.folder_lost,
-            found=dispatcher.found,
-            clock=time.monotonic,
-        )
+    # --- reload ---------------------------------------------------------------------------------------------------
 
-    async def _recover(self, dispatcher: Dispatcher, pauses: Pauses, inboxes: Mapping[InboxName, InboxPlan]) -> int:
-        recovered = 0
-        for name in inboxes:
+    async def _reloads(
+        self, inboxes: Inboxes, dispatcher: Dispatcher, pauses: Pauses, tasks: asyncio.TaskGroup, notifier: Notifier
+    ) -> None:
+        """At each SIGHUP: open the log anew, read the config, take on what differs; a bad one changes nothing."""
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            notifier.reloading()
             try:
-                recovered += await dispatcher.recover(name)
-            except InboxError as error:
-                pauses.folder_lost(name, error)  # its intake finds it again
-        return recovered
+                self._reopen_log()
+                found = await asyncio.to_thread(config.load, self._source, self._env)
+                changes = compare(self._settings, found)
+                await inboxes.open(changes.added)
+            except (ConfigError, JournalBusy) as error:
+                problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+                log.error("daemon.reload_refused", detail=str(error), problems=problems)
+            else:
+                self._settings = merged(self._settings, found, changes)
+                self._secret = self._settings.platform.client_secret.get_secret_value()
+                telemetry.redact("client secret", self._secret)
+                dispatcher.go_by(rules_of(self._settings), self._settings.delivery.concurrency)
+                await inboxes.adopt(changes, dispatcher, pauses, tasks)
+                log.info(
+                    "daemon.reloaded",
+                    version=__version__,
+                    inboxes=list(inboxes.plans),
+                    added=[inbox.name for inbox in changes.added],
+                    removed=list(changes.removed),
+                    changed=[*(f"inboxes ({inbox.name})" for inbox in changes.changed), *changes.settings],
+                    needs_restart=list(changes.needs_restart),
+                )
+            notifier.ready(_watching(inboxes))
 
-    # --- the platform ---------------------------------------------------------------------------------------------
 
-    async def _keep_silence(self, journal: SqliteJournal, gateway: Webchat | WebMessaging, pauses: Pauses) -> None:
-        """Go on keeping the silence that the platform asked an earlier process for, but never longer than it can
-        mean.
-        """
-        if not (held := await journal.held_until()):
+def rules_of(settings: Config) -> Rules:
+    """What the operator chose for deliveries."""
+    return Rules(settings.delivery.max_attempts, settings.delivery.on_unknown_outcome)
+
+
+def _watching(inboxes: Inboxes) -> str:
+    number = len(inboxes.plans)
+    return f"watching {number} inbox{'es' if number != 1 else ''}"
+
+
+# --- the platform -----------------------------------------------------------------------------------------------------
+
+
+class Silence:
+    """The silence that the platform asks for, kept over a restart."""
+
+    def __init__(self, journal: Journal, now: Callable[[], datetime]) -> None:
+        self._journal = journal
+        self._now = now
+        self._told: asyncio.Queue[tuple[float, str]] = asyncio.Queue()
+
+    def told(self, seconds: float, detail: str) -> None:
+        """The platform asks for so many seconds; to be remembered soon."""
+        self._told.put_nowait((seconds, detail))
+
+    async def remember(self) -> None:
+        """Write down what was told, until cancelled."""
+        while True:
+            seconds, detail = await self._told.get()
+            now = self._now()
+            with contextlib.suppress(AccountError):  # no room: only a restart would ask for it
+                await self._journal.hold_until(now + timedelta(seconds=seconds), detail, now)
+
+    async def keep(self, gate: Gate, pauses: Pauses) -> None:
+        """Go on keeping what an earlier process was told, but never longer than it can mean."""
+        if not (held := await self._journal.held_until()):
             return
         until, detail = held
-        left_s = min((until - utcnow()).total_seconds(), _LONGEST_HOLD_S)
+        left_s = min((until - self._now()).total_seconds(), _LONGEST_HOLD_S)
         if left_s > 0:
-            gateway.gate.hold(left_s, detail)
+            gate.hold(left_s, detail)
             pauses.hold(TransientError(Reason.RATE_LIMITED, detail, Step.TOKEN, retry_after_s=left_s))
 
-    async def _remember_holds(self, journal: SqliteJournal) -> None:
-        while True:
-            seconds, detail = await self._holds.get()
-            now = utcnow()
-            with contextlib.suppress(AccountError):  # no room: only a restart would ask for it
-                await journal.hold_until(now + timedelta(seconds=seconds), detail, now)
 
-    async def _greet(self, gateway: Webchat | WebMessaging, pauses: Pauses) -> None:
-        """Find out before the first file whether the platform lets us in; if not, say so, and the canary goes on."""
-        try:
-            await gateway.check_credentials()
-        except (AccountError, TransientError) as error:
-            trouble = AccountError(error.reason, str(error), error.step)
-            pauses.failed(CANARY, InboxName(""), trouble, strike=False, alone=False)
+async def greet(gateway: Webchat | WebMessaging, pauses: Pauses) -> None:
+    """Find out before the first file whether the platform lets us in; if not, say so, and the canary goes on asking."""
+    try:
+        await gateway.check_credentials()
+    except (AccountError, TransientError) as error:
+        trouble = AccountError(error.reason, str(error), error.step)
+        pauses.failed(CANARY, InboxName(""), trouble, strike=False, alone=False)
 
-    # --- every day ------------------------------------------------------------------------------------------------
 
-    async def _summarise(self, journal: SqliteJournal, intakes: Sequence[InboxIntake]) -> None:
-        """At each local midnight one record for each inbox: what went, what failed, what waits."""
-        day, before = _today(), await journal.finished_counts()
-        while True:
-            await asyncio.sleep(_DAY_CHECK_S)
-            if _today() == day:
-                continue
-            summed, day, after = day, _today(), await journal.finished_counts()
-            for intake in intakes:
-                ended = {
-                    state: after.get(intake.name, {}).get(state, 0) for state in (StateName.SENT, StateName.FAILED)
-                }
-                known = before.get(intake.name, {})
-                log.info(
-                    "inbox.summary",
-                    inbox=intake.name,
-                    day=summed.isoformat(),
-                    sent=ended[StateName.SENT] - known.get(StateName.SENT, 0),
-                    failed=ended[StateName.FAILED] - known.get(StateName.FAILED, 0),
-                    waiting=intake.waiting,
-                    oldest_waiting_s=intake.oldest_waiting_s(time.monotonic()),
-                )
-            before = after
+# --- at regular times -----------------------------------------------------------------------------------------------
 
-    # --- signals --------------------------------------------------------------------------------------------------
 
-    def _reload(self) -> None:
-        """Read the config again: a rotated secret is used from now on; what else changed is said to need a restart.
+async def feed_watchdog(notifier: Notifier) -> None:
+    """Tell systemd that the loop turns; when it hangs, systemd starts the daemon again."""
+    if (interval_s := notifier.watchdog_interval_s) is None:
+        return
+    while True:
+        notifier.watchdog()
+        await asyncio.sleep(interval_s)
 
-        The log file is opened anew, so that it can be rotated by renaming it.
-        """
-        try:
-            self._reopen_log()
-            found = config.load(self._source, self._env)
-        except ConfigError as error:
-            log.error("daemon.reload_refused", detail=str(error), problems=error.problems)
-            return
-        self._secret = found.platform.client_secret.get_secret_value()
-        telemetry.redact("client secret", self._secret)
-        same_secret = {"client_secret": self._settings.platform.client_secret}
-        found = found.model_copy(update={"platform": found.platform.model_copy(update=same_secret)})
-        changed = [key for key in Config.model_fields if getattr(found, key) != getattr(self._settings, key)]
-        log.info("daemon.reloaded", version=__version__, needs_restart=changed)
 
-    async def _feed_watchdog(self, notifier: Notifier) -> None:
-        """Tell systemd that the loop turns; when it hangs, systemd starts the daemon again."""
-        if (interval_s := notifier.watchdog_interval_s) is None:
-            return
-        while True:
-            notifier.watchdog()
-            await asyncio.sleep(interval_s)
+async def summarise(journal: Journal, intakes: Callable[[], Sequence[InboxIntake]]) -> None:
+    """At each local midnight one record for each inbox: what went, what failed, what waits."""
+    day, before = _today(), await journal.finished_counts()
+    while True:
+        await asyncio.sleep(_DAY_CHECK_S)
+        if _today() == day:
+            continue
+        summed, day, after = day, _today(), await journal.finished_counts()
+        for intake in intakes():
+            ended, known = after.get(intake.name, {}), before.get(intake.name, {})
+            log.info(
+                "inbox.summary",
+                inbox=intake.name,
+                day=summed.isoformat(),
+                sent=ended.get(StateName.SENT, 0) - known.get(StateName.SENT, 0),
+                failed=ended.get(StateName.FAILED, 0) - known.get(StateName.FAILED, 0),
+                waiting=intake.waiting,
+                oldest_waiting_s=intake.oldest_waiting_s(time.monotonic()),
+            )
+        before = after
 
 
 _LONGEST_HOLD_S = 3600.0

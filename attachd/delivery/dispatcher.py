@@ -8,7 +8,7 @@ that a restart must know is in the folders and the journal.
 import asyncio
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -31,6 +31,7 @@ from attachd.model import (
     Failed,
     Failure,
     InboxName,
+    Journey,
     Posting,
     Reason,
     Sent,
@@ -42,6 +43,8 @@ from attachd.ports import Journal, Pick
 log = structlog.get_logger("attachd.delivery")
 
 CLAIMED_PER_WORKER = 4
+LATEST = 200
+"""So many deliveries that ended are remembered with their way through the steps, for people who watch. Ours."""
 _SUSPECT_STRIKES = 2  # ours: after so many, a file shares one worker with all others like it
 _LONGEST_NAP_S = 3600.0
 _ANY = 1 << 30
@@ -81,10 +84,33 @@ class Dispatcher:
         self._slots = Slots(CLAIMED_PER_WORKER * concurrency, self._allowance)
         self._slots.serve(list(inboxes))
         self._outcomes = Outcomes()
+        self._latest: deque[Journey] = deque(maxlen=LATEST)
         self._stopping = False
         self._pauses_ended = 0
+        self._ended = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def adopt(self, inboxes: Mapping[InboxName, InboxPlan]) -> None:
+        """Work with these inboxes from now on; what is claimed of one that is gone is still delivered."""
+        kept = {work.delivery.inbox for work in (*self._waiting.values(), *self.under_way())}
+        self._inboxes = {name: plan for name, plan in self._inboxes.items() if name in kept} | dict(inboxes)
+        self._slots.serve(list(inboxes))
+        self._pauses.changed.set()
+
+    def go_by(self, rules: Rules, concurrency: int) -> None:
+        """Go by these rules and this number of attempts at a time from now on."""
+        self._rules = rules
+        self._pipeline.go_by(rules)
+        self._concurrency = concurrency
+        self._slots.resize(CLAIMED_PER_WORKER * concurrency)
+        self._pauses.changed.set()
+
+    async def cleared(self, inbox: InboxName) -> None:
+        """Return when nothing of this inbox is claimed any more."""
+        while any(work.delivery.inbox == inbox for work in (*self._waiting.values(), *self.under_way())):
+            self._ended.clear()
+            await self._ended.wait()
 
     # --- taking files in -----------------------------------------------------------------------------------------
 
@@ -181,6 +207,10 @@ class Dispatcher:
     def waiting(self) -> Sequence[Work]:
         """What is claimed and waits for its turn or its next try."""
         return list(self._waiting.values())
+
+    def latest(self) -> Sequence[Journey]:
+        """What ended lately, the latest first."""
+        return list(reversed(self._latest))
 
     def _start_canaries(self, attempts: asyncio.TaskGroup) -> float:
         """Try what is paused and due, without any file; returns in how many seconds to look again."""
@@ -332,12 +362,15 @@ class Dispatcher:
             refused = failure is not None and failure.step in PLATFORM_STEPS
             self._outcomes.ended(delivery.inbox, self._clock(), refused=refused)
             self._slots.give_back(delivery.inbox, 1)
+            took_s = max(0.0, (self._now() - delivery.claimed_at).total_seconds())
+            self._latest.append(Journey(delivery, self._now(), took_s, work.steps(self._clock())))
             self._log_finished(delivery)
         else:
             self._waiting[delivery.id] = work
         if not self._attempts:
             self._idle.set()
         self._pauses.ends(delivery.id)
+        self._ended.set()
 
     async def _remember(self, *works: Work) -> None:
         try:

@@ -100,6 +100,10 @@ class Pipeline:
         self._clock = clock
         self._tell_passed = passed
 
+    def go_by(self, rules: Rules) -> None:
+        """Go by these rules from now on."""
+        self._rules = rules
+
     async def attempt(self, work: Work, inbox: InboxPlan) -> None:
         """Bring the delivery as far as it goes: on return it is Sent, or Failed.
 

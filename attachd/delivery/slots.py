@@ -37,6 +37,11 @@ class Slots:
         self._inboxes = inboxes
         self.wake()
 
+    def resize(self, capacity: int) -> None:
+        """From now on so many claims; what is held beyond that is given back in its time."""
+        self._capacity = capacity
+        self.wake()
+
     async def take(self, inbox: InboxName, most: int) -> int:
         """Wait for this inbox's turn; returns how many slots it now holds more, 1 to `most`."""
         turn = _Turn(inbox, asyncio.get_running_loop().create_future())
