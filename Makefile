@@ -5,13 +5,16 @@ SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test campaign lint types imports clean
+.PHONY: demo test test-s3 campaign lint types imports clean
 
 demo: $(VENV)/.installed  ## the main job, live: sandbox, daemon, documents (GATEWAY=webmessaging for the other gateway)
 	$(BIN)/attachd demo --gateway $(GATEWAY)
 
 test: $(VENV)/.installed-dev lint types imports  ## lint, types, import rules and all tests
 	$(BIN)/pytest
+
+test-s3: $(VENV)/.installed-dev  ## uploads to S3 servers of others, which it installs into a cache folder
+	$(BIN)/pytest tests/s3 -m s3
 
 campaign: $(VENV)/.installed-dev  ## kills, power cuts and faults by the thousand; minutes, as root; SEED= repeats a run
 	$(BIN)/python -m tests.campaign --seed $(SEED)

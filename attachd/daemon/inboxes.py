@@ -54,18 +54,19 @@ class Inboxes:
         """Who sees the files of each inbox."""
         return [intake for intake, _ in self._seen.values()]
 
-    async def open(self, inboxes: Iterable[Inbox]) -> None:
-        """Hold the folders of new inboxes: of all, or, when one cannot be used, of none.
+    async def open(self, inboxes: Iterable[tuple[int, Inbox]]) -> None:
+        """Hold the folders of new inboxes: of all, or, when one cannot be used, of none. Each has its place in the
+        file.
 
         Raises ConfigError with a problem for each that cannot, JournalBusy when another attachd works in one.
         """
         opened, problems = list[tuple[Inbox, Filing]](), list[str]()
-        for inbox in inboxes:
+        for index, inbox in inboxes:
             filing = folders_of(inbox)
             try:
                 await asyncio.to_thread(filing.open)
             except InboxError as error:
-                problems.append(f"inboxes ({inbox.name}): {error}")
+                problems.append(f"inboxes[{index}].path: {error}")
                 if error.reason is Reason.FOLDER_IN_USE:
                     _close(opened)
                     raise JournalBusy(str(error)) from error

@@ -76,7 +76,7 @@ class Daemon:
                 loop.add_signal_handler(wanted, reaction)
                 stack.callback(loop.remove_signal_handler, wanted)
             inboxes = await stack.enter_async_context(Inboxes(self._source))
-            await inboxes.open(self._settings.inboxes)
+            await inboxes.open(enumerate(self._settings.inboxes))
             journal = await stack.enter_async_context(
                 SqliteJournal.open(self._settings.state_dir, utcnow(), lambda: uuid4().hex)
             )
@@ -176,7 +176,7 @@ class Daemon:
                 self._reopen_log()
                 found = await asyncio.to_thread(config.load, self._source, self._env)
                 changes = compare(self._settings, found)
-                await inboxes.open(changes.added)
+                await inboxes.open(place for place in enumerate(found.inboxes) if place[1] in changes.added)
             except (ConfigError, JournalBusy) as error:
                 problems = error.problems if isinstance(error, ConfigError) else [str(error)]
                 log.error("daemon.reload_refused", detail=str(error), problems=problems)
@@ -247,7 +247,8 @@ async def greet(gateway: Webchat | WebMessaging, pauses: Pauses) -> None:
     try:
         await gateway.check_credentials()
     except (AccountError, TransientError) as error:
-        trouble = AccountError(error.reason, str(error), error.step)
+        told_to_wait = isinstance(error, TransientError) and error.retry_after_s is not None
+        trouble = error if told_to_wait else AccountError(error.reason, str(error), error.step)
         pauses.failed(CANARY, InboxName(""), trouble, strike=False, alone=False)
 
 

@@ -279,8 +279,12 @@ def _unfit(slot: Slot, why: str) -> AccountError:
     )
 
 
+# S3 names the headers in an element of this name; others that speak S3, such as rclone, have S3's sentence alone.
+_UNSIGNED_HEADERS = (b"HeadersNotSigned", b"headers present in the request which were not signed")
+
+
 def _names_unsigned_headers(answer: Answer) -> bool:
-    return answer.status in (400, 403) and b"HeadersNotSigned" in answer.body
+    return answer.status in (400, 403) and any(said in answer.body for said in _UNSIGNED_HEADERS)
 
 
 _CODE = re.compile(rb"<Code>\s{0,8}([A-Za-z0-9.]{1,64})\s{0,8}</Code>")

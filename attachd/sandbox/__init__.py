@@ -4,14 +4,16 @@ It checks the daemon, so it shares no code with it and imports nothing else of a
 
     exchange (fault drawn, ledger line) ─▶ oauth | webchat | storage (decide) ─▶ exchange (answer or damage)
 
-The second guest protocol, `webmessaging`, stands beside `webchat` on the same ledger, faults and storage.
+The second guest protocol, `webmessaging`, stands beside `webchat` on the same ledger, faults and storage. An S3 server
+that others wrote can take the storage's place (`remote`); what it knows is found out by asking it.
 """
 
 from attachd.sandbox.clock import Clock
 from attachd.sandbox.faults import Fault, FaultKind, hang_up, refuse
 from attachd.sandbox.ledger import Answer, Ledger, Message, Received, StoredObject
 from attachd.sandbox.platform import Sandbox, serve
-from attachd.sandbox.settings import ENHANCED_LIMIT_BYTES, STANDARD_LIMIT_BYTES, SandboxSettings
+from attachd.sandbox.remote import S3Unusable
+from attachd.sandbox.settings import ENHANCED_LIMIT_BYTES, STANDARD_LIMIT_BYTES, S3Endpoint, SandboxSettings
 from attachd.sandbox.step import WEBCHAT_STEPS, Gateway, Stage, Step, step_of
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "Ledger",
     "Message",
     "Received",
+    "S3Endpoint",
+    "S3Unusable",
     "Sandbox",
     "SandboxSettings",
     "Stage",

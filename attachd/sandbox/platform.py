@@ -1,6 +1,7 @@
 """The platform as a whole: builds the parts, gives each its place, starts and stops them.
 
-Two ports, as in reality several hosts: one for login, API, socket and control, one for the storage.
+Two ports, as in reality several hosts: one for login, API, socket and control, one for the storage, unless an S3
+server that others wrote stands in for it.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ from attachd.sandbox.ids import new_id
 from attachd.sandbox.ledger import Ledger, Message, Received, StoredObject
 from attachd.sandbox.listener import Listener
 from attachd.sandbox.oauth import Login
+from attachd.sandbox.places import Places
+from attachd.sandbox.remote import RemoteStorage
 from attachd.sandbox.reply import refusal, rendered
 from attachd.sandbox.settings import SandboxSettings, changed
 from attachd.sandbox.step import Gateway, Step
@@ -44,6 +47,7 @@ class Sandbox:
         self._clock = clock or Clock()
         self._listeners: list[Listener] = []
         self._api: Listener | None = None
+        self._remote: RemoteStorage | None = None
         self._webchat: Webchat | None = None
         self._messaging: WebMessaging | None = None
         self.faults = Faults()
@@ -56,14 +60,12 @@ class Sandbox:
         settings = self._settings
         try:
             self._api = self._listen(settings.port)
-            storage_port = self._listen(settings.storage_port)
-            storage = Storage(self._current, storage_port.authority, self.ledger, self._clock, self._uploads.stored)
-            self._webchat = Webchat(self._current, self._login, storage, self.ledger, self._clock)
+            places = await self._places(settings)
+            self._webchat = Webchat(self._current, self._login, places, self.ledger, self._clock)
             self._messaging = WebMessaging(
-                self._current, self._api.authority, self._sessions, storage, self.faults, self.ledger, self._clock
+                self._current, self._api.authority, self._sessions, places, self.faults, self.ledger, self._clock
             )
             await self._api.serve(self._api_app(self._webchat, self._messaging))
-            await storage_port.serve(self._storage_app(storage))
         except BaseException:
             await self._close()
             raise
@@ -157,7 +159,7 @@ class Sandbox:
         self._sessions.disconnect()
 
     async def go_down(self) -> None:
-        """An outage: connections are reset, new ones refused, on the API and the storage. State and ledger stay."""
+        """An outage: connections are reset, new ones refused, on the API and its own storage. State and ledger stay."""
         for listener in self._listeners:
             await listener.go_down()
 
@@ -210,6 +212,19 @@ class Sandbox:
         self.ledger.clear()
         self._sessions.clear()
 
+    async def _places(self, settings: SandboxSettings) -> Places:
+        if settings.keep is not None:
+            settings.keep.mkdir(parents=True, exist_ok=True)
+        stored = self._uploads.stored
+        if settings.s3 is not None:
+            self._remote = RemoteStorage(self._current, settings.s3, self.ledger, self._clock, stored)
+            await self._remote.open()
+            return self._remote
+        port = self._listen(settings.storage_port)
+        own = Storage(self._current, port.authority, self.ledger, self._clock, stored)
+        await port.serve(self._storage_app(own))
+        return own
+
     def _listen(self, port: int) -> Listener:
         listener = Listener(self._settings.host, port)
         self._listeners.append(listener)
@@ -251,6 +266,8 @@ class Sandbox:
         for listener in self._listeners:
             await listener.close()
         self._listeners.clear()
+        if self._remote is not None:
+            await self._remote.close()
         self._uploads.close()
 
 

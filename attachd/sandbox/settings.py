@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 from attachd.sandbox.webmessaging.settings import MessagingSettings
 
@@ -14,7 +15,29 @@ ENHANCED_LIMIT_BYTES = 26_214_400
 ALL_SCOPES = frozenset({"webchat:guest", "webchat:guest:write", "webchat:conversation", "webchat:conversation:write"})
 
 # Bound when the sandbox starts: sockets, folders and the form of the ledger cannot change under a running platform.
-_FIXED = frozenset({"host", "port", "storage_port", "keep", "ledger"})
+_FIXED = frozenset({"host", "port", "storage_port", "keep", "ledger", "s3"})
+
+
+@dataclass(frozen=True, slots=True)
+class S3Endpoint:
+    """An S3 server that others wrote, and the keys with which the sandbox hands out places there.
+
+    `url` is scheme, host and port. The bucket is made when it is missing.
+    """
+
+    url: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    bucket: str = "attachd-sandbox"
+    region: str = "us-east-1"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when `url` is not such a one."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError(f"{self.url!r} is not the URL of a server, such as http://127.0.0.1:9000")
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError(f"{self.url!r} must end after the host and port: the bucket stands by itself")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +72,8 @@ class SandboxSettings(MessagingSettings):
     )
     object_limit_bytes: int = 5 * 1024**3  # S3's for a single PUT
     stalled_after_s: float = 20.0  # S3's patience with a body that stops coming
+
+    s3: S3Endpoint | None = None  # who stores the files in place of the sandbox; no fault strikes a PUT then
 
     keep: Path | None = None  # a folder in which the stored bytes stay, by attachment id; else only their SHA-256 does
     ledger: Literal["full", "counts"] = "full"  # counts: for long benchmarks, bounded memory

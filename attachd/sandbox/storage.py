@@ -1,14 +1,10 @@
-"""The storage behind the presigned URLs: signs them for the APIs, and takes a PUT as S3 would.
-
-Every guest API asks here for a place for its file, so an external S3 endpoint is a second way to answer `url_for`.
-"""
+"""The sandbox's own storage behind the presigned URLs: signs them for the APIs, and takes a PUT as S3 would."""
 
 import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -21,11 +17,11 @@ from attachd.sandbox.clock import Clock, utc
 from attachd.sandbox.exchange import Exchange
 from attachd.sandbox.ids import new_id
 from attachd.sandbox.ledger import Leak, Ledger, StoredObject, Upload
+from attachd.sandbox.places import ATTACHMENT_ID_HEADER, Signer, Stored
 from attachd.sandbox.reply import Refused, Reply
 from attachd.sandbox.settings import SandboxSettings
 
 BUCKET: Final = "sandbox-webchat-uploads"
-ATTACHMENT_ID_HEADER: Final = "x-amz-meta-genesys-attachment-id"
 
 
 class Storage:
@@ -35,16 +31,9 @@ class Storage:
         host: str,
         ledger: Ledger,
         clock: Clock,
-        stored: Callable[[Upload, str, Exchange], Awaitable[None]],
+        stored: Stored,
     ) -> None:
-        """`host` is the Host header under which the storage is reached, with its port.
-
-        `stored` is told of every object that has come complete, and where it can be fetched, before its PUT is
-        answered.
-        """
-        keep = settings().keep
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
+        """`host` is the Host header under which the storage is reached, with its port."""
         self._settings = settings
         self._host = host
         self._ledger = ledger
@@ -55,30 +44,24 @@ class Storage:
             secret_key=secrets.token_urlsafe(30),
             region="us-east-1",
         )
+        self._signer = Signer(settings, self.base_url, host, self._credential, clock)
 
     @property
     def base_url(self) -> str:
         return f"http://{self._host}"
 
     def url_for(self, upload: Upload, *, expired: bool = False) -> str:
-        """A URL that takes exactly the declared file, for `url_life_s` seconds from now."""
-        settings = self._settings()
-        signed_at = utc(self._clock.wall_s())
-        if expired:
-            signed_at -= timedelta(seconds=settings.url_life_s + 1)
-        possible = {
-            "host": self._host,
-            "content-type": upload.content_type,
-            "content-length": str(upload.size_bytes),
-            ATTACHMENT_ID_HEADER: upload.attachment_id,
-        }
-        headers = {name: possible[name] for name in settings.signed_headers} | dict(upload.headers)
         path = f"/{BUCKET}/{upload.guest_id}/{upload.attachment_id}/{upload.file_name}"
-        return self.base_url + sigv4.presigned("PUT", path, headers, self._credential, signed_at, settings.url_life_s)
+        return self._signer.to_put(upload, path, expired=expired)
 
     def download_url(self, attachment_id: str) -> str:
-        """For screens. It is a secret of its own, so it is here for clients to keep out of logs; nothing serves it."""
-        return f"{self.base_url}/downloads/{attachment_id}?token={new_id()}"
+        return f"{self.base_url}/downloads/{attachment_id}?token={new_id()}"  # nothing serves it
+
+    def expect(self, upload: Upload) -> None:
+        """Every PUT comes through here: who waits is told."""
+
+    async def look(self, attachment_id: str) -> None:
+        """Every PUT comes through here: the ledger knows."""
 
     async def put(self, request: web.Request, exchange: Exchange) -> Reply:
         raw_path, _, raw_query = request.raw_path.partition("?")
@@ -94,7 +77,7 @@ class Storage:
         self._judge_declaration(request, upload, length)
         stored = await self._taken(request, exchange, upload, length)
         self._ledger.store(stored)
-        await self._stored(upload, self.download_url(upload.attachment_id), exchange)
+        exchange.afterwards = await self._stored(upload, self.download_url(upload.attachment_id))
         # Not in the form of an MD5, which a client could rightly compare: encrypted objects have such tags too.
         return Reply(200, b"", {"ETag": f'"{stored.sha256[:32]}-1"'})
 
@@ -155,7 +138,7 @@ class Storage:
             400, "IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header"
         )
         loop = asyncio.get_running_loop()
-        with _Incoming(settings.keep, upload.attachment_id) as incoming:
+        with Incoming(settings.keep, upload.attachment_id) as incoming:
             try:
                 async with asyncio.timeout(settings.stalled_after_s) as patience:
                     while chunk := await request.content.readany():
@@ -189,7 +172,7 @@ class Storage:
         )
 
 
-class _Incoming:
+class Incoming:
     """Bytes on their way: hashed, and written to a file of another name until they are complete."""
 
     def __init__(self, keep: Path | None, attachment_id: str) -> None:

@@ -18,10 +18,10 @@ from attachd.sandbox.fields import Fields, glimpsed, parsed
 from attachd.sandbox.ids import new_id
 from attachd.sandbox.ledger import Attachment, Guest, Ledger, Message, Skill, Upload
 from attachd.sandbox.oauth import Login
+from attachd.sandbox.places import Places
 from attachd.sandbox.quota import Quota
 from attachd.sandbox.reply import Refused, Reply, bad_request, json_reply
 from attachd.sandbox.settings import SandboxSettings
-from attachd.sandbox.storage import Storage
 
 GUEST_PATH: Final = "/api/v2/webchat/guest"
 UPLOAD_PATH: Final = "/api/v2/webchat/guest/{guest_id}/attachments/upload"
@@ -33,11 +33,11 @@ _CONVERSATION_SCOPES = frozenset({"webchat:conversation", "webchat:conversation:
 
 class Webchat:
     def __init__(
-        self, settings: Callable[[], SandboxSettings], login: Login, storage: Storage, ledger: Ledger, clock: Clock
+        self, settings: Callable[[], SandboxSettings], login: Login, places: Places, ledger: Ledger, clock: Clock
     ) -> None:
         self._settings = settings
         self._login = login
-        self._storage = storage
+        self._places = places
         self._ledger = ledger
         self._clock = clock
         self._quota = Quota()
@@ -103,7 +103,7 @@ class Webchat:
         expired = exchange.suffers(FaultKind.EXPIRED_URL)
         return json_reply(
             {
-                "uploadUrl": self._storage.url_for(upload, expired=expired),
+                "uploadUrl": self._places.url_for(upload, expired=expired),
                 "uploadMethod": "PUT",
                 "attachmentId": upload.attachment_id,
                 "contentType": upload.content_type,
@@ -123,7 +123,10 @@ class Webchat:
         texts = [_text(message) for message in body.sections("messages")]
         if not texts:
             raise body.wrong("messages", "at least one message is needed")
-        attachments = tuple(self._attached(one, guest) for one in body.sections("attachments"))
+        named = body.sections("attachments")
+        for one in named:
+            await self._places.look(one.text("id"))
+        attachments = tuple(self._attached(one, guest) for one in named)
         message = Message(
             message_id=new_id(),
             conversation_id=guest.conversation_id,
@@ -221,7 +224,7 @@ class Webchat:
                     "fileName": attachment.file_name,
                     "contentType": attachment.content_type,
                     "fileSize": attachment.size_bytes,
-                    "downloadUrl": self._storage.download_url(attachment.attachment_id),
+                    "downloadUrl": self._places.download_url(attachment.attachment_id),
                 }
                 for attachment in message.attachments
             ],

@@ -91,10 +91,13 @@ async def test_a_document_is_read_as_it_goes(storage: Storage, wire: Wire) -> No
     assert ahead == 200
 
 
-async def test_an_unsigned_header_is_left_out_and_remembered(storage: Storage, wire: Wire) -> None:
-    """A storage to the letter refuses a header its URL does not sign: once without, and never again with."""
+@pytest.mark.parametrize("named", [b"", b"<HeadersNotSigned>x-amz-meta</HeadersNotSigned>"])
+async def test_an_unsigned_header_is_left_out_and_remembered(storage: Storage, wire: Wire, named: bytes) -> None:
+    """A storage to the letter refuses a header its URL does not sign, and may not name it: once without, and never
+    again with.
+    """
     body = error("AccessDenied", "There were headers present in the request which were not signed")
-    body = body.replace(b"</Error>", b"<HeadersNotSigned>x-amz-meta</HeadersNotSigned></Error>")
+    body = body.replace(b"</Error>", named + b"</Error>")
     wire.answer = in_turn(says(403, body), says(200))
     for _ in range(2):
         await storage.put(a_slot(presigned(wire)), 3, reading(b"abc"))

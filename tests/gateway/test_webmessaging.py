@@ -209,7 +209,7 @@ async def _answer(status: int) -> web.Response:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"status": "Inactive"}, (A, Reason.FORBIDDEN)),
+        ({"status": "Inactive"}, (A, Reason.DEPLOYMENT_REFUSED)),
         ({"messenger": {"fileUpload": {"enableAttachments": False}}}, (I, Reason.ATTACHMENTS_NOT_GRANTED)),
     ],
 )
@@ -225,8 +225,8 @@ async def test_a_deployment_that_takes_nothing(messaging, platform, changes, exp
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (404, (A, Reason.FORBIDDEN)),
-        (403, (A, Reason.FORBIDDEN)),
+        (404, (A, Reason.DEPLOYMENT_REFUSED)),
+        (403, (A, Reason.DEPLOYMENT_REFUSED)),
         (302, (A, Reason.NOT_THE_PLATFORM)),
         (503, (T, Reason.SERVER_ERROR)),
         (429, (T, Reason.RATE_LIMITED)),
@@ -257,8 +257,8 @@ async def test_a_known_configuration_outlasts_trouble(platform):
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (403, (A, Reason.FORBIDDEN)),
-        (401, (A, Reason.FORBIDDEN)),
+        (403, (A, Reason.DEPLOYMENT_REFUSED)),
+        (401, (A, Reason.DEPLOYMENT_REFUSED)),
         (404, (A, Reason.NOT_THE_PLATFORM)),
         (200, (A, Reason.NOT_THE_PLATFORM)),
         (400, (T, Reason.SERVER_ERROR)),
@@ -346,7 +346,7 @@ async def test_metadata_that_does_not_fit_into_this_session(messaging, platform)
     """The session's own limit counts, in bytes."""
     platform.profile["maxCustomDataBytes"] = 9.0
     error = await refused(messaging, routing=Routing(None, (), {"ab": "éééé"}))
-    assert verdict(error) == (I, Reason.QUEUE_REFUSED, Step.SESSION)
+    assert verdict(error) == (I, Reason.MESSAGE_REFUSED, Step.SESSION)
     assert "10 bytes" in str(error)
 
 
@@ -384,13 +384,13 @@ async def test_a_dropped_attachment_stops_its_type_and_sends_no_second_message(p
 @pytest.mark.parametrize(
     ("action", "code", "expected"),
     [
-        ("configureSession", 400, (A, Reason.FORBIDDEN, Step.SESSION)),
+        ("configureSession", 400, (A, Reason.DEPLOYMENT_REFUSED, Step.SESSION)),
         ("configureSession", 5000, (T, Reason.SERVER_ERROR, Step.SESSION)),
         ("onAttachment", 4001, (F, Reason.TYPE_NOT_ALLOWED, Step.UPLOAD)),
         ("onAttachment", 4000, (I, Reason.ATTACHMENTS_NOT_GRANTED, Step.UPLOAD)),
         ("onAttachment", 4006, (T, Reason.NOT_READY, Step.UPLOAD)),
         ("onMessage", 4010, (T, Reason.NOT_READY, Step.MESSAGE)),
-        ("onMessage", 4013, (I, Reason.QUEUE_REFUSED, Step.MESSAGE)),
+        ("onMessage", 4013, (I, Reason.MESSAGE_REFUSED, Step.MESSAGE)),
         ("onMessage", 4029, (T, Reason.RATE_LIMITED, Step.MESSAGE)),
         ("onMessage", 5000, (X, Reason.SERVER_ERROR, Step.MESSAGE)),
     ],
@@ -559,7 +559,7 @@ async def test_what_a_loss_means(messaging, platform, action, loss, reason):
     [
         (drop, (T, Reason.CONNECTION_LOST)),
         (closes(1000), (T, Reason.CONNECTION_LOST)),
-        (closes(1008), (A, Reason.FORBIDDEN)),
+        (closes(1008), (A, Reason.DEPLOYMENT_REFUSED)),
         (silence, (T, Reason.TIMEOUT)),
         (event("NeverHeardOf"), (T, Reason.TIMEOUT)),
     ],

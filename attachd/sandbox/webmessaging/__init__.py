@@ -2,7 +2,7 @@
 
     socket:   gate (handshake) ─▶ connection (a frame in: fault drawn, ledger line) ─▶ dialogue (which call)
               ─▶ dialogue | files | posts (decide) ─▶ outlet (a frame out, or the damage)
-    PUT:      storage ─▶ uploads (the event) ─▶ outlet
+    PUT:      storage | remote ─▶ uploads (the event) ─▶ outlet
     HTTP:     deployment, history
     below:    session, profile, limits, frames, chatter, timers, settings; `messenger` builds them all
 

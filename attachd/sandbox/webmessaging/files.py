@@ -10,8 +10,8 @@ from attachd.sandbox.faults import FaultKind
 from attachd.sandbox.fields import Fields
 from attachd.sandbox.ids import new_id
 from attachd.sandbox.ledger import Attachment, Ledger, Upload
+from attachd.sandbox.places import Places
 from attachd.sandbox.settings import SandboxSettings
-from attachd.sandbox.storage import Storage
 from attachd.sandbox.webmessaging import frames
 from attachd.sandbox.webmessaging.frames import Declined, Frame
 from attachd.sandbox.webmessaging.profile import Profile, in_range
@@ -26,13 +26,13 @@ class Files:
         self,
         settings: Callable[[], SandboxSettings],
         sessions: Sessions,
-        storage: Storage,
+        places: Places,
         ledger: Ledger,
         clock: Clock,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
-        self._storage = storage
+        self._places = places
         self._ledger = ledger
         self._clock = clock
 
@@ -68,7 +68,8 @@ class Files:
         self._ledger.withdraw(attachment_id)  # the same id again is another declaration
         self._ledger.declare(upload)
         session.attachments[attachment_id] = Attached(upload)
-        url = self._storage.url_for(upload, expired=exchange.suffers(FaultKind.EXPIRED_URL))
+        self._places.expect(upload)
+        url = self._places.url_for(upload, expired=exchange.suffers(FaultKind.EXPIRED_URL))
         return Frame(
             "PresignedUrlResponse",
             {
@@ -86,7 +87,7 @@ class Files:
         attached = self.usable(session, body.text("attachmentId"), frames.URL_ERROR_CLASS)
         told = {
             "attachmentId": attached.upload.attachment_id,
-            "url": self._storage.download_url(attached.upload.attachment_id),
+            "url": self._places.download_url(attached.upload.attachment_id),
             "headers": {},
             "fileName": attached.upload.file_name,
             "fileSize": attached.upload.size_bytes,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from attachd.sandbox.clock import Clock
 from attachd.sandbox.faults import Faults
 from attachd.sandbox.ledger import Ledger
+from attachd.sandbox.places import Places
 from attachd.sandbox.settings import SandboxSettings
-from attachd.sandbox.storage import Storage
 from attachd.sandbox.webmessaging.chatter import Chatter
 from attachd.sandbox.webmessaging.connection import Connection
 from attachd.sandbox.webmessaging.deployment import Deployments
@@ -24,7 +24,7 @@ class WebMessaging:
         settings: Callable[[], SandboxSettings],
         authority: str,
         sessions: Sessions,
-        storage: Storage,
+        places: Places,
         faults: Faults,
         ledger: Ledger,
         clock: Clock,
@@ -32,8 +32,8 @@ class WebMessaging:
         """`authority`: host and port under which the platform itself is reached."""
         self.deployments = Deployments(settings, authority)
         self.history = History(settings, sessions, clock)
-        files = Files(settings, sessions, storage, ledger, clock)
-        posts = Posts(settings, sessions, files, storage, ledger, clock)
+        files = Files(settings, sessions, places, ledger, clock)
+        posts = Posts(settings, sessions, files, places, ledger, clock)
         dialogue = Dialogue(settings, sessions, files, posts, self.history, ledger, clock)
         connection = Connection(settings, dialogue, Chatter(settings, clock), faults, ledger)
         self.gate = Gate(settings, self.deployments, sessions, connection, faults, ledger, clock)

@@ -9,8 +9,8 @@ from attachd.sandbox.faults import FaultKind
 from attachd.sandbox.fields import Fields
 from attachd.sandbox.ids import new_id
 from attachd.sandbox.ledger import Attachment, Ledger, Message
+from attachd.sandbox.places import Places
 from attachd.sandbox.settings import SandboxSettings
-from attachd.sandbox.storage import Storage
 from attachd.sandbox.webmessaging import frames
 from attachd.sandbox.webmessaging.files import Files
 from attachd.sandbox.webmessaging.frames import Declined, Frame
@@ -27,14 +27,14 @@ class Posts:
         settings: Callable[[], SandboxSettings],
         sessions: Sessions,
         files: Files,
-        storage: Storage,
+        places: Places,
         ledger: Ledger,
         clock: Clock,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._files = files
-        self._storage = storage
+        self._places = places
         self._ledger = ledger
         self._clock = clock
 
@@ -103,7 +103,7 @@ class Posts:
             "fileSize": attachment.size_bytes,
             "mediaType": media_kind(attachment.content_type),
             "mime": attachment.content_type,
-            "url": self._storage.download_url(attachment.attachment_id),
+            "url": self._places.download_url(attachment.attachment_id),
         }
         return {"contentType": "Attachment", "attachment": told}
 

@@ -35,12 +35,12 @@ class UploadEvents:
         self._clock = clock
         self._timers = Timers()
 
-    async def stored(self, upload: Upload, download_url: str, put: Exchange) -> None:
-        """To be called with every stored object, before its PUT is answered."""
+    async def stored(self, upload: Upload, download_url: str) -> Callable[[], None] | None:
+        """To be called with every stored object, before its PUT is answered; gives what is due after the answer."""
         session = self._sessions.of_guest(upload.guest_id)
         attached = session.attachments.get(upload.attachment_id) if session else None
         if session is None or attached is None or attached.upload is not upload:
-            return
+            return None
         exchange = Exchange(self._ledger.receive(Step.EVENT, new_id()), self._faults)
         with suppress(Struck):  # the event is damaged; the object lies where it lies
             exchange.concerns(upload.file_name, upload.queue_id)
@@ -52,10 +52,8 @@ class UploadEvents:
             emit()
             for outlet in list(session.outlets):
                 await outlet.flushed()
-        elif wait_s:
-            put.afterwards = partial(self._timers.after, wait_s, emit)
-        else:
-            put.afterwards = emit
+            return None
+        return partial(self._timers.after, wait_s, emit) if wait_s else emit
 
     def close(self) -> None:
         self._timers.cancel()
