@@ -353,7 +353,7 @@ TABLE: Mapping[tuple[int, ...], tuple[tuple[type[DeliveryError], Reason], ...]] 
     (4102,): ((A, Reason.DEPLOYMENT_REFUSED), (F, Reason.EMPTY), (F, Reason.EMPTY)),
     (4006, 4007, 4017, 409): ((T, Reason.NOT_READY),) * 3,
     (4008, 4009, 4010, 404): ((A, Reason.DEPLOYMENT_REFUSED), (T, Reason.NOT_READY), (T, Reason.NOT_READY)),
-    (4011, 4013): ((A, Reason.DEPLOYMENT_REFUSED), (I, Reason.MESSAGE_REFUSED), (I, Reason.QUEUE_REFUSED)),
+    (4011, 4013): ((A, Reason.DEPLOYMENT_REFUSED), (I, Reason.MESSAGE_REFUSED), (I, Reason.MESSAGE_REFUSED)),
     (4029, 429): ((T, Reason.RATE_LIMITED),) * 3,
     (401, 403): ((A, Reason.DEPLOYMENT_REFUSED),) * 3,
     (400, 4012, 4014, 4015, 4016, 4018, 4019, 4020, 4999): (
