@@ -48,6 +48,7 @@ ADVICE: Mapping[Reason, str] = MappingProxyType(
         Reason.FOLDER_IN_USE: "Stop the other attachd, or give each its own folders.",
         Reason.DISK_FULL: "Make room; attachd goes on by itself.",
         Reason.TOO_MANY_FAILURES: "Look at what the last files were refused for and mend it; then attachd goes on.",
+        Reason.PAUSED_BY_OPERATOR: "Resume it on the page; a restart of attachd does so too.",
         Reason.CREDENTIALS_REFUSED: "Correct client_id and client_secret; `attachd check` tries them.",
         Reason.FORBIDDEN: "Give the OAuth client the scopes the README lists.",
         Reason.DEPLOYMENT_REFUSED: "Look at deployment_id and environment, and whether the deployment is active, takes "

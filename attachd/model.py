@@ -156,6 +156,8 @@ class Reason(StrEnum):
     FOLDER_IN_USE = "folder_in_use"
     DISK_FULL = "disk_full"
     TOO_MANY_FAILURES = "too_many_failures"
+    # whatever an operator paused
+    PAUSED_BY_OPERATOR = "paused_by_operator"
     # the account
     CREDENTIALS_REFUSED = "credentials_refused"
     FORBIDDEN = "forbidden"

@@ -1,13 +1,25 @@
 """What most tests stand on: a platform on real sockets, an inbox on a real disk, the daemon between them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from attachd.sandbox import Sandbox, SandboxSettings
+from attachd.sandbox import Gateway, Sandbox, SandboxSettings, Step, step_of
 
 from .running import RunningDaemon
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    """The protocol the daemon speaks where a test does not say it: `@over_both` runs a test over each."""
+    return "webchat"
+
+
+@pytest.fixture
+def at(gateway: Gateway) -> Callable[[str], Step]:
+    """The call with which this protocol reaches a stage: session, upload, put, conversation."""
+    return lambda stage: step_of(stage, gateway)
 
 
 @pytest.fixture
@@ -26,8 +38,8 @@ def inbox(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def daemon(platform: Sandbox, inbox: Path) -> AsyncIterator[RunningDaemon]:
+async def daemon(platform: Sandbox, inbox: Path, gateway: Gateway) -> AsyncIterator[RunningDaemon]:
     """attachd in a process of its own, configured for the inbox and the platform, not started yet."""
-    daemon = RunningDaemon(platform, inbox)
+    daemon = RunningDaemon(platform, inbox, gateway)
     yield daemon
     await daemon.end()

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from attachd.sandbox import Sandbox
+from attachd.sandbox import Answer, Gateway, Sandbox, Step
 
 PATIENCE_S = 30.0
 REASON = ".reason.txt"
+
+over_both = pytest.mark.parametrize("gateway", ["webchat", "webmessaging"])
+"""The same behaviour over both protocols."""
 
 
 async def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
@@ -28,9 +32,10 @@ async def until(condition: Callable[[], object], what: str, patience_s: float = 
 class RunningDaemon:
     """`attachd run` on one inbox (and others, if told), with settings that let a test go quickly."""
 
-    def __init__(self, platform: Sandbox, inbox: Path) -> None:
+    def __init__(self, platform: Sandbox, inbox: Path, gateway: Gateway = "webchat") -> None:
         self.platform = platform
         self.inbox = inbox
+        self.gateway: Gateway = gateway
         self.config_file = inbox.parent / "config.yaml"
         self.state_dir = inbox.parent / "state"
         self.log: list[dict[str, Any]] = []
@@ -43,7 +48,7 @@ class RunningDaemon:
 
     def configure(self, *, more_inboxes: tuple[dict[str, Any], ...] = (), **inbox: Any) -> None:
         """Write the config; keywords are keys of the inbox, `platform`, `delivery` and `log` are sections."""
-        settings = yaml.safe_load(self.platform.config_yaml(self.inbox, self.state_dir))
+        settings = yaml.safe_load(self.platform.config_yaml(self.inbox, self.state_dir, self.gateway))
         settings["platform"] |= inbox.pop("platform", {})
         settings["delivery"] = {"shutdown_grace": "5s"} | inbox.pop("delivery", {})
         settings["log"] = {"format": "json"} | inbox.pop("log", {})
@@ -57,6 +62,16 @@ class RunningDaemon:
         await self.spawn()
         await until(lambda: self.events("daemon.ready", seen) or not self.running, "the daemon is ready")
         assert self.running, f"the daemon ended with {self.exit_code}: {self.noise}"
+
+    async def start_and_greet(self) -> None:
+        """Start it and wait until it has tried the platform once: faults armed from now on strike a delivery."""
+        greeting = Step.TOKEN if self.gateway == "webchat" else Step.CONFIGURE
+        seen = len(self.platform.requests(greeting))
+        await self.start()
+        await until(
+            lambda: any(asked.answer is Answer.WHOLE for asked in self.platform.requests(greeting)[seen:]),
+            "the daemon has greeted the platform",
+        )
 
     async def spawn(self) -> None:
         """Start it."""

@@ -6,14 +6,14 @@ import os
 import pty
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from attachd.sandbox import Fault, FaultKind, Sandbox, refuse
+from attachd.sandbox import Fault, FaultKind, Gateway, Sandbox, Step, refuse
 
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop, over_both, until
 
 
 class Operator:
@@ -105,6 +105,7 @@ async def test_check_names_a_wrong_secret_and_what_to_do(operator: Operator, pla
     assert offline == 0
 
 
+@over_both
 async def test_check_tells_an_unreachable_platform_from_a_wrong_setting(operator: Operator, platform: Sandbox) -> None:
     """Exit code 69: nothing is wrong here, as far as anybody can tell."""
     await platform.go_down()
@@ -121,6 +122,74 @@ async def test_check_names_what_is_wrong_with_a_folder(operator: Operator, inbox
     assert "sent is not a folder" in out
 
 
+@pytest.mark.parametrize("gateway", ["webmessaging"])
+async def test_check_says_what_the_deployment_takes(operator: Operator, platform: Sandbox, inbox: Path) -> None:
+    """All well: exit code 0, types, size and blocked extensions of the profile; nothing was made, no agent saw it."""
+    platform.change(media_types=["application/pdf", "image/*"])
+    code, out, _ = await operator.checks()
+    assert code == 0, out
+    assert f"deployment {platform.deployment_id} takes guests" in out
+    assert "application/pdf, image/*, up to 9.8 MiB" in out
+    assert "but no .bat .exe" in out
+    assert "gateway: webmessaging" in out
+    assert list(inbox.iterdir()) == []
+    assert not (inbox.parent / "state").exists()
+    assert platform.requests("message") == platform.requests("join") == []
+
+
+@pytest.mark.parametrize("gateway", ["webmessaging"])
+async def test_check_notes_what_files_would_meet_at_the_deployment(
+    operator: Operator, daemon: RunningDaemon, platform: Sandbox
+) -> None:
+    """Our limit above the deployment's is a note; an inbox none of whose types can go is wrong: exit code 1."""
+    platform.change(media_types=["application/pdf"], max_file_size_kb=2000)
+    code, out, _ = await operator.checks()
+    assert code == 0, out
+    assert "max_file_size is above the deployment's" in out
+    daemon.configure(allow_types=["image/*", "text/csv"])
+    code, out, _ = await operator.checks()
+    assert code == 1
+    assert "inbox claims: the deployment takes none of image/*, text/csv" in out
+
+
+@pytest.mark.parametrize("gateway", ["webmessaging"])
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ({"deployment_id": "11111111-2222-3333-4444-555555555555"}, "there is no such deployment"),
+        ({"deployment_status": "Inactive"}, "Inactive, not Active"),
+        ({"allowed_origins": ["https://www.example.com"]}, "platform.origin"),
+        ({"enable_attachments": "no"}, "takes no attachments"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+async def test_check_names_what_is_wrong_with_the_deployment(
+    operator: Operator, platform: Sandbox, patch: dict[str, object], said: str
+) -> None:
+    """Exit code 1 and what to look at, before the first file."""
+    platform.change(**patch)
+    code, out, _ = await operator.checks()
+    assert code == 1
+    assert said in out
+    assert "deployment" in out.splitlines()[-1] + out.splitlines()[-2]
+
+
+async def test_check_finds_out_which_gateway_the_organisation_answers_to(
+    operator: Operator, daemon: RunningDaemon, platform: Sandbox
+) -> None:
+    """An ordinary organisation knows nothing of webchat: check says so and tries the other gateway, if it can."""
+    platform.on("token", refuse(404, times=None))
+    code, out, _ = await operator.checks()
+    assert code == 1
+    assert "deployment_id is not set" in out
+    deployment = {"deployment_id": platform.deployment_id}
+    addresses = {"messaging_url": platform.messaging_url, "config_url": platform.config_url}
+    daemon.configure(platform=deployment | addresses)
+    code, out, _ = await operator.checks()
+    assert code == 1
+    assert "it answers to gateway: webmessaging; set platform.gateway to that" in out
+
+
 async def test_check_prints_the_schema_for_editors(operator: Operator) -> None:
     """JSON Schema on standard output, without any config."""
     code, out, _ = await operator.types("check", "--schema")
@@ -129,8 +198,9 @@ async def test_check_prints_the_schema_for_editors(operator: Operator) -> None:
     assert {"platform", "inboxes", "delivery"} <= schema["properties"].keys()
 
 
+@over_both
 async def test_send_sends_files_and_leaves_them_where_they_are(
-    operator: Operator, platform: Sandbox, tmp_path: Path
+    operator: Operator, platform: Sandbox, tmp_path: Path, gateway: Gateway
 ) -> None:
     """Two files, two conversations, exit code 0; nothing moved, nothing written beside them."""
     folder = tmp_path / "desk"
@@ -143,33 +213,39 @@ async def test_send_sends_files_and_leaves_them_where_they_are(
     assert code == 0, out
     assert sorted(message.text for message in platform.messages) == ["one.txt from the desk", "two.txt from the desk"]
     assert sorted(path.name for path in folder.iterdir()) == ["one.txt", "two.txt"]
-    assert all(message.conversation_id in out for message in platform.messages)
+    told = "conversation_id" if gateway == "webchat" else "message_id"  # a guest never learns the conversation
+    assert all(getattr(message, told) in out for message in platform.messages)
+    assert "None" not in out
 
 
-async def test_send_says_what_could_not_be_sent_and_why(operator: Operator, platform: Sandbox, tmp_path: Path) -> None:
+@over_both
+async def test_send_says_what_could_not_be_sent_and_why(
+    operator: Operator, platform: Sandbox, tmp_path: Path, at: Callable[[str], Step]
+) -> None:
     """One missing, one empty, one refused, one good: exit code 1, three reasons in words, the good one sent."""
     (tmp_path / "good.txt").write_text("good")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "bad.txt").write_text("bad")
-    platform.on("upload", refuse(400, times=None, file_name="bad.txt"))
+    platform.on(at("upload"), refuse(400, times=None, file_name="bad.txt"))
     names = [str(tmp_path / name) for name in ("good.txt", "empty.txt", "missing.txt", "bad.txt")]
     code, out, err = await operator.sends(*names)
     assert code == 1
     assert out.count("FAILED") == 3
     assert "the file is empty" in out
     assert "No such file" in out
-    assert "answered 400" in out
+    assert " 400" in out
     assert err == ""
     assert len(platform.messages) == 1
 
 
+@over_both
 async def test_send_tries_again_what_certainly_did_not_arrive(
-    operator: Operator, platform: Sandbox, tmp_path: Path
+    operator: Operator, platform: Sandbox, tmp_path: Path, at: Callable[[str], Step]
 ) -> None:
     """A 503 and a 429 on the way are waited out."""
     (tmp_path / "one.txt").write_text("one")
-    platform.on("guest", refuse(429, retry_after=1))
-    platform.on("upload", refuse(503))
+    platform.on(at("session"), refuse(429, retry_after=1))
+    platform.on(at("upload"), refuse(503))
     code, out, _ = await operator.sends(str(tmp_path / "one.txt"))
     assert code == 0, out
     assert len(platform.messages) == 1
@@ -255,10 +331,11 @@ async def test_reload_takes_a_rotated_secret_and_says_what_needs_a_restart(
     daemon.config_file.write_text("platform: [")
     daemon.signal(signal.SIGHUP)
     await until(lambda: daemon.events("daemon.reload_refused"), "the broken file is refused")
-    daemon.config_file.write_text(_with_secret(text, "the rotated secret").replace("100ms", "200ms"))
+    text = _with_secret(text, "the rotated secret").replace("platform:", "platform:\n  max_file_size: 9MiB")
+    daemon.config_file.write_text(text)
     daemon.signal(signal.SIGHUP)
     await until(lambda: daemon.events("daemon.reloaded"), "the new secret is taken")
-    assert daemon.events("daemon.reloaded")[0]["needs_restart"] == ["inboxes"]
+    assert daemon.events("daemon.reloaded")[0]["needs_restart"] == ["platform.max_file_size"]
     drop(inbox, "two.txt")
     await daemon.all_filed(2)
     assert daemon.sent() == ["one.txt", "two.txt"]

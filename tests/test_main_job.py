@@ -3,13 +3,12 @@
 import hashlib
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from attachd.sandbox import ENHANCED_LIMIT_BYTES, Fault, FaultKind, Sandbox, SandboxSettings, Step, refuse
 
-from attachd.sandbox import ENHANCED_LIMIT_BYTES, Fault, FaultKind, Sandbox, SandboxSettings, refuse
-
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop, over_both, until
 
 SAMPLES = Path(__file__).parent.parent / "attachd" / "demo" / "samples"
 
@@ -57,9 +56,9 @@ async def test_a_dropped_file_becomes_one_conversation_with_its_bytes_and_lies_i
     assert sent["duration_ms"] >= 0
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in SAMPLES.iterdir()))
+@over_both
 async def test_every_sample_document_is_sent_with_the_type_of_its_content(
-    daemon: RunningDaemon, platform: Sandbox, inbox: Path, name: str
+    daemon: RunningDaemon, platform: Sandbox, inbox: Path
 ) -> None:
     """Real documents of real programs arrive with the MIME type that an agent's desktop can open."""
     types = {
@@ -71,10 +70,12 @@ async def test_every_sample_document_is_sent_with_the_type_of_its_content(
         ".txt": "text/plain",
     }
     await daemon.start()
-    (inbox / name).write_bytes((SAMPLES / name).read_bytes())
-    await daemon.all_filed(1)
-    (message,) = platform.messages_for(name)
-    assert message.attachments[0].content_type == types[Path(name).suffix]
+    samples = list(SAMPLES.iterdir())
+    for sample in samples:
+        (inbox / sample.name).write_bytes(sample.read_bytes())
+    await daemon.all_filed(len(samples))
+    arrived = {attached.file_name: attached.content_type for one in platform.messages for attached in one.attachments}
+    assert arrived == {sample.name: types[sample.suffix] for sample in samples}
 
 
 async def test_a_slow_writer_is_waited_for(daemon: RunningDaemon, platform: Sandbox, inbox: Path) -> None:
@@ -105,6 +106,7 @@ async def test_a_temporary_name_is_left_alone_until_it_is_renamed(
     assert daemon.sent() == ["letter.txt"]
 
 
+@over_both
 async def test_the_same_name_again_is_another_delivery_and_overwrites_nothing(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path
 ) -> None:
@@ -118,27 +120,25 @@ async def test_the_same_name_again_is_another_delivery_and_overwrites_nothing(
     assert (inbox / "sent" / "scan (3).pdf").read_bytes() == b"%PDF-1.4 number 2"
 
 
-@pytest.mark.parametrize(
-    "name", [b"line\nbreak.txt", b"r\xe9sum\xe9.txt", "حساب \U0001f4c4.txt".encode(), b"'\"<b>&.txt"]
-)
-async def test_an_odd_name_is_sent_and_keeps_its_bytes(
-    daemon: RunningDaemon, platform: Sandbox, inbox: Path, name: bytes
-) -> None:
+@over_both
+async def test_odd_names_are_sent_and_keep_their_bytes(daemon: RunningDaemon, platform: Sandbox, inbox: Path) -> None:
     """Whatever bytes a name has, the file goes, the log stays one JSON object a line, the name in `sent/` is the
     same.
     """
     await daemon.start()
-    path = os.path.join(os.fsencode(inbox), name)
-    with open(path, "wb") as file:
-        file.write(b"odd")
-    await until(lambda: daemon.events("file.sent"), "file.sent is logged")
-    assert os.listdir(os.path.join(os.fsencode(inbox), b"sent")) == [name]
-    (message,) = platform.messages
-    assert message.attachments[0].file_name.isprintable()
+    names = [b"line\nbreak.txt", b"r\xe9sum\xe9.txt", "حساب \U0001f4c4.txt".encode(), b"'\"<b>&.txt"]
+    for name in names:
+        with open(os.path.join(os.fsencode(inbox), name), "wb") as file:
+            file.write(b"odd")
+    await until(lambda: len(daemon.events("file.sent")) == len(names), "file.sent is logged")
+    assert sorted(os.listdir(os.path.join(os.fsencode(inbox), b"sent"))) == sorted(names)
+    assert len(platform.messages) == len(names)
+    assert all(message.attachments[0].file_name.isprintable() for message in platform.messages)
 
 
+@over_both
 async def test_a_file_that_is_too_large_fails_before_the_first_request(
-    daemon: RunningDaemon, platform: Sandbox, inbox: Path
+    daemon: RunningDaemon, platform: Sandbox, inbox: Path, at: Callable[[str], Step]
 ) -> None:
     """The limit is known, so nobody is asked: `failed/`, with the reason in words beside it."""
     await daemon.start()
@@ -147,7 +147,7 @@ async def test_a_file_that_is_too_large_fails_before_the_first_request(
     await daemon.all_filed(1)
     assert daemon.failed() == ["huge.pdf"]
     assert "10,485,761 bytes" in daemon.reason("huge.pdf")
-    assert platform.requests("guest") == []
+    assert platform.requests(at("upload")) == []
     await until(lambda: daemon.events("file.failed"), "file.failed is logged")
     (failed,) = daemon.events("file.failed")
     assert (failed["reason"], failed["step"], failed["moved_to"]) == ("too_large", "check", "failed/huge.pdf")
@@ -166,18 +166,19 @@ async def test_an_executable_in_a_pdf_name_is_seen_for_what_it_is(
     assert platform.messages == []
 
 
+@over_both
 async def test_what_the_platform_refuses_of_one_file_fails_that_file_at_once(
-    daemon: RunningDaemon, platform: Sandbox, inbox: Path
+    daemon: RunningDaemon, platform: Sandbox, inbox: Path, at: Callable[[str], Step]
 ) -> None:
     """A refused type is the file's own fault: one attempt, no retry, the platform's words beside it."""
-    platform.change(blocked_types=["text/csv"])
+    platform.on(at("upload"), refuse(400, times=None, file_name="table.csv"))
     await daemon.start()
     drop(inbox, "table.csv", b"a,b\n1,2\n")
     drop(inbox, "letter.txt")
     await daemon.all_filed(2)
     assert (daemon.failed(), daemon.sent()) == (["table.csv"], ["letter.txt"])
-    assert len([request for request in platform.requests("upload") if request.file_name == "table.csv"]) == 1
-    assert "HTTP 400" in daemon.reason("table.csv")
+    assert len([request for request in platform.requests(at("upload")) if request.file_name == "table.csv"]) == 1
+    assert " 400" in daemon.reason("table.csv")
 
 
 async def test_a_failed_file_that_is_dropped_in_again_is_sent_and_its_reason_goes(
@@ -194,6 +195,7 @@ async def test_a_failed_file_that_is_dropped_in_again_is_sent_and_its_reason_goe
     await until(lambda: not list((inbox / "failed").iterdir()), "the reason file is gone")
 
 
+@over_both
 async def test_stopping_lets_what_is_under_way_end(daemon: RunningDaemon, platform: Sandbox, inbox: Path) -> None:
     """SIGTERM in the middle of an upload: the file is sent, nothing new begins, the exit code is 0."""
     platform.on("put", Fault(FaultKind.DELAY, delay_s=1.0))
@@ -207,6 +209,7 @@ async def test_stopping_lets_what_is_under_way_end(daemon: RunningDaemon, platfo
     assert [record["event"] for record in daemon.log][-2:] == ["file.sent", "daemon.stopped"]
 
 
+@over_both
 async def test_a_hundred_files_at_once_all_go_once(daemon: RunningDaemon, platform: Sandbox, inbox: Path) -> None:
     """Many files, more than may be claimed at a time: each in `sent/`, each one message."""
     await daemon.start()
@@ -272,17 +275,21 @@ async def test_the_quota_is_kept_and_used(inbox: Path) -> None:
         assert len(platform.messages) == 40
 
 
-async def test_a_429_pauses_everything_and_costs_no_file(daemon: RunningDaemon, platform: Sandbox, inbox: Path) -> None:
-    """Retry-After of one step keeps the whole account silent, then everything goes on."""
-    platform.on("guest", refuse(429, retry_after=2))
-    await daemon.start()
+@over_both
+async def test_a_429_pauses_everything_and_costs_no_file(
+    daemon: RunningDaemon, platform: Sandbox, inbox: Path, at: Callable[[str], Step]
+) -> None:
+    """What one step is told to wait keeps the whole account silent, then everything goes on."""
+    await daemon.start_and_greet()
+    platform.on(at("session"), refuse(429, retry_after=2))
     drop(inbox, "one.txt")
     await until(lambda: daemon.events("platform.paused"), "the pause is logged")
     drop(inbox, "two.txt")
     await daemon.all_filed(2)
     assert len(daemon.sent()) == 2
-    times = sorted(r.monotonic_s for step in ("guest", "upload", "conversation") for r in platform.requests(step))
-    assert times[1] - times[0] >= 2.0
+    (refused,) = (asked.monotonic_s for asked in platform.requests(at("session")) if asked.fault)
+    later = [asked.monotonic_s for asked in platform.ledger.received if asked.monotonic_s > refused]
+    assert min(later) - refused >= 2.0
     assert daemon.events("platform.resumed")
 
 
@@ -326,15 +333,16 @@ def _peak_kib(pid: int) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
+@over_both
 async def test_what_is_printed_is_json_lines_and_nothing_else(
-    daemon: RunningDaemon, platform: Sandbox, inbox: Path
+    daemon: RunningDaemon, platform: Sandbox, inbox: Path, at: Callable[[str], Step]
 ) -> None:
     """Standard output is one JSON object a line (the fixture parses each), also under faults; standard error is
     empty.
     """
-    platform.on("guest", Fault(FaultKind.RESET))
+    await daemon.start_and_greet()
+    platform.on(at("session"), Fault(FaultKind.RESET))
     platform.on("put", Fault(FaultKind.RESET))
-    await daemon.start()
     drop(inbox, "one.txt")
     await daemon.all_filed(1)
     await daemon.stop()

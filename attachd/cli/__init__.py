@@ -15,6 +15,7 @@ import uvloop
 from attachd import __version__, telemetry
 from attachd.config import Config, Log, json_schema, load
 from attachd.errors import ConfigError, JournalBusy, JournalError
+from attachd.model import InboxName, StateName
 
 T = TypeVar("T")
 
@@ -49,7 +50,13 @@ config_option = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="attachd")
 def main() -> None:
-    """A file dropped into an inbox folder becomes a Genesys Cloud web messaging conversation with the file attached."""
+    """A file dropped into an inbox folder becomes a Genesys Cloud web messaging conversation with the file attached.
+
+    To have commands and options completed, put this into ~/.bashrc (zsh and fish: put their names for bash):
+
+    \b
+        eval "$(_ATTACHD_COMPLETE=bash_source attachd)"
+    """
 
 
 @main.command()
@@ -108,6 +115,70 @@ def send(config_file: Path, files: tuple[Path, ...], inbox: str | None, message:
         names = ", ".join(known.name for known in settings.inboxes)
         raise click.UsageError(f"no inbox is called {inbox!r}; there is: {names}")
     sys.exit(run_loop(send_all(settings, chosen, files, message)))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="For scripts.")
+
+
+@main.command()
+@config_option
+@json_option
+@click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
+def status(config_file: Path, as_json: bool, watch: bool) -> None:
+    """Show each inbox and the platform at a glance, whether attachd runs or not."""
+    from attachd.cli.status import show_status, watch_status
+
+    settings = _loaded(config_file, to_look=True)
+    sys.exit(run_loop((watch_status if watch else show_status)(settings, as_json=as_json)))
+
+
+@main.command("list")
+@config_option
+@click.option("--state", type=click.Choice([state.value for state in StateName]), help="Only those in this state.")
+@click.option("--inbox", metavar="NAME", help="Only those of this inbox.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, metavar="K", help="At most so many."
+)
+@json_option
+def list_(config_file: Path, state: str | None, inbox: str | None, limit: int, as_json: bool) -> None:
+    """List deliveries from the journal, newest first."""
+    from attachd.cli.listing import list_deliveries
+
+    settings = _loaded(config_file, to_look=True)
+    wanted = StateName(state) if state is not None else None
+    # Not only inboxes of today's config: the journal remembers others.
+    of = InboxName(inbox) if inbox is not None else None
+    sys.exit(run_loop(list_deliveries(settings, state=wanted, inbox=of, limit=limit, as_json=as_json)))
+
+
+@main.command()
+@config_option
+@click.argument("what", metavar="PATH|ID")
+@json_option
+def explain(config_file: Path, what: str, as_json: bool) -> None:
+    """Say where a file is and why: by the path it has, the path it had in its inbox, or the delivery's id."""
+    from attachd.cli.explain import explain_file
+
+    settings = _loaded(config_file, to_look=True)
+    sys.exit(run_loop(explain_file(settings, what, as_json=as_json)))
+
+
+@main.command()
+@config_option
+@click.argument("what", required=False, metavar="[ID|NAME]")
+@click.option("--all", "everything", is_flag=True, help="All of failed/, except what an agent may have already.")
+@click.option("--inbox", metavar="NAME", help="Only in this inbox.")
+def retry(config_file: Path, what: str | None, everything: bool, inbox: str | None) -> None:
+    """Send failed files again: by delivery id, by name in failed/, or all."""
+    if (what is None) is not everything:
+        raise click.UsageError("say which: a delivery id, a name in failed/, or --all")
+    from attachd.cli.retry import retry_files
+
+    settings = _loaded(config_file, to_look=True)
+    names = [known.name for known in settings.inboxes]
+    if inbox is not None and inbox not in names:
+        raise click.UsageError(f"no inbox is called {inbox!r}; there is: {', '.join(names)}")
+    sys.exit(run_loop(retry_files(settings, what, InboxName(inbox) if inbox is not None else None)))
 
 
 @main.command()
@@ -175,9 +246,13 @@ def demo(keep: bool, gateway: Literal["webchat", "webmessaging"]) -> None:
     sys.exit(Exit.DONE if run_loop(show(keep=keep, gateway=gateway)) else Exit.FAILED)
 
 
-def _loaded(config_file: Path) -> Config:
+def _loaded(config_file: Path, *, to_look: bool = False) -> Config:
+    """The config; `to_look` does without the secret, which systemd gives to the daemon and to no shell."""
+    env = dict(os.environ)
+    if to_look and not env.get("GENESYS_CLIENT_SECRET"):
+        env["GENESYS_CLIENT_SECRET"] = "not-needed-to-look"  # noqa: S105  stands where a secret must
     try:
-        settings = load(config_file, os.environ)
+        settings = load(config_file, env)
     except ConfigError as error:
         _refuse_config(error, "nothing was started")
     telemetry.redact("client secret", settings.platform.client_secret.get_secret_value())

@@ -72,7 +72,7 @@ class _Sender:
                         raise
                     await asyncio.sleep(max(error.retry_after_s or 0.0, backoff_s(tries, random.random())))  # noqa: S311
                 else:
-                    self._say(f"sent    {name}  conversation {receipt.conversation}")
+                    self._say(f"sent    {name}  {_told(receipt)}")
                     return None
         except DeliveryError as error:
             self._say(f"FAILED  {name}  {error}\n        {_advice(error)}")
@@ -115,6 +115,12 @@ class _Sender:
 
     def _say(self, text: str) -> None:
         self._bars.console.print(without_secrets(text), markup=False)
+
+
+def _told(receipt: Receipt) -> str:
+    if receipt.conversation is None:  # a guest of a deployment never learns it
+        return f"message {receipt.message or 'of no name'}"
+    return f"conversation {receipt.conversation}"
 
 
 def _advice(error: DeliveryError) -> str:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from attachd.config import Inbox
+from attachd.daemon.live import LiveInbox
 from attachd.daemon.parts import folders_of
 from attachd.daemon.reload import Changes
 from attachd.delivery.dispatcher import Dispatcher
@@ -31,7 +32,7 @@ class Inboxes:
     def __init__(self, source: Path) -> None:
         self._source = source
         self._plans: dict[InboxName, InboxPlan] = {}
-        self._seen: dict[InboxName, tuple[InboxIntake, asyncio.Task[None]]] = {}
+        self._seen: dict[InboxName, tuple[Inbox, InboxIntake, asyncio.Task[None]]] = {}
         self._held: list[Filing] = []
         self._dropping: list[asyncio.Task[None]] = []
 
@@ -52,7 +53,16 @@ class Inboxes:
     @property
     def intakes(self) -> Sequence[InboxIntake]:
         """Who sees the files of each inbox."""
-        return [intake for intake, _ in self._seen.values()]
+        return [intake for _, intake, _ in self._seen.values()]
+
+    @property
+    def live(self) -> Sequence[LiveInbox]:
+        """What there is to tell of."""
+        return [
+            LiveInbox(settings, intake, self._plans[name].filing)
+            for name, (settings, intake, _) in self._seen.items()
+            if name in self._plans
+        ]
 
     async def open(self, inboxes: Iterable[tuple[int, Inbox]]) -> None:
         """Hold the folders of new inboxes: of all, or, when one cannot be used, of none. Each has its place in the
@@ -108,11 +118,11 @@ class Inboxes:
             found=dispatcher.found,
             clock=time.monotonic,
         )
-        self._seen[inbox.name] = (intake, tasks.create_task(intake.run(), name=f"intake {inbox.name}"))
+        self._seen[inbox.name] = (inbox, intake, tasks.create_task(intake.run(), name=f"intake {inbox.name}"))
 
     async def look_away(self, names: Iterable[InboxName]) -> None:
         """See no more files of these inboxes."""
-        ending = [self._seen.pop(name)[1] for name in names if name in self._seen]
+        ending = [self._seen.pop(name)[2] for name in names if name in self._seen]
         for task in ending:
             task.cancel()
         if ending:

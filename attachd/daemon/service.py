@@ -9,7 +9,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -18,10 +18,13 @@ from uuid import uuid4
 import structlog
 
 from attachd import __version__, config, telemetry
+from attachd.admin.server import AdminServer, CannotListen
 from attachd.config import Config
 from attachd.daemon.inboxes import Inboxes
+from attachd.daemon.live import LiveOverview
 from attachd.daemon.parts import new_delivery_id, open_gateway, utcnow
 from attachd.daemon.reload import compare, merged
+from attachd.daemon.tokens import load_or_make_token
 from attachd.delivery.dispatcher import Dispatcher
 from attachd.delivery.health import CANARY
 from attachd.delivery.lifecycle import Rules
@@ -34,6 +37,7 @@ from attachd.gateway.webchat import Webchat
 from attachd.gateway.webmessaging import WebMessaging
 from attachd.intake.inbox import InboxIntake
 from attachd.journal.sqlite import SqliteJournal
+from attachd.metrics import Metrics
 from attachd.model import InboxName, Reason, StateName, Step
 from attachd.ports import Journal
 from attachd.sdnotify import Notifier
@@ -103,7 +107,8 @@ class Daemon:
         notifier: Notifier,
     ) -> None:
         settings = self._settings
-        pauses = Pauses(clock=time.monotonic, chance=self._chance)
+        metrics = Metrics()
+        pauses = Pauses(clock=time.monotonic, chance=self._chance, metrics=metrics)
         pipeline = Pipeline(
             journal,
             gateway.gateway,
@@ -123,12 +128,15 @@ class Daemon:
             now=utcnow,
             clock=time.monotonic,
             chance=self._chance,
+            metrics=metrics,
             new_id=new_delivery_id,
         )
+        metrics.quota_from(quota_use(gateway.gate, settings.platform.requests_per_second, time.monotonic))
         await silence.keep(gateway.gate, pauses)
         recovered = await inboxes.recover(dispatcher, pauses, inboxes.plans)
         log.info("daemon.started", version=__version__, inboxes=list(inboxes.plans), recovered=recovered)
-        async with asyncio.TaskGroup() as tasks:
+        overview = LiveOverview(lambda: inboxes.live, journal, dispatcher, pauses, now=utcnow, clock=time.monotonic)
+        async with self._admin(overview, journal, metrics), asyncio.TaskGroup() as tasks:
             for inbox in settings.inboxes:
                 inboxes.see(inbox, dispatcher, pauses, tasks)
             working = [
@@ -136,6 +144,7 @@ class Daemon:
                 tasks.create_task(greet(gateway, pauses), name="greeting"),
                 tasks.create_task(silence.remember(), name="silence"),
                 tasks.create_task(summarise(journal, lambda: inboxes.intakes), name="summaries"),
+                tasks.create_task(measure_scans(metrics, lambda: inboxes.intakes), name="scan figures"),
                 tasks.create_task(feed_watchdog(notifier), name="watchdog"),
                 tasks.create_task(self._reloads(inboxes, dispatcher, pauses, tasks, notifier), name="reloads"),
             ]
@@ -151,6 +160,34 @@ class Daemon:
             for task in working:  # 3. the journal remembers the rest
                 task.cancel()
             inboxes.forget_dropped()
+
+    @contextlib.asynccontextmanager
+    async def _admin(self, overview: LiveOverview, journal: SqliteJournal, metrics: Metrics) -> AsyncIterator[None]:
+        """The admin server, if the config wants one."""
+        listen = self._settings.admin.listen
+        if listen == "off":
+            yield
+            return
+
+        async def healthy() -> list[str]:
+            await journal.held_until()  # the journal's thread answers
+            return []
+
+        server = AdminServer(
+            overview,
+            overview,
+            metrics,
+            listen=listen,
+            token=await asyncio.to_thread(load_or_make_token, self._settings.state_dir),
+            healthy=healthy,
+            ready=overview.not_ready,
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(server)
+            except CannotListen as error:
+                raise ConfigError(str(self._source), [f"admin.listen: {error}"]) from error
+            yield
 
     async def _drain(self, dispatcher: Dispatcher) -> None:
         with contextlib.suppress(TimeoutError):
@@ -264,6 +301,28 @@ async def feed_watchdog(notifier: Notifier) -> None:
         await asyncio.sleep(interval_s)
 
 
+async def measure_scans(metrics: Metrics, intakes: Callable[[], Sequence[InboxIntake]]) -> None:
+    """Keep the figures of looking for files current for whoever collects them."""
+    while True:
+        for intake in intakes():
+            metrics.scanned(intake.name, intake.last_scan_s, intake.found_by_scan_only)
+        await asyncio.sleep(_SCAN_FIGURES_S)
+
+
+def quota_use(gate: Gate, requests_per_second: float, clock: Callable[[], float]) -> Callable[[], float]:
+    """A function that tells the share of the quota used since it was asked last."""
+    asked_at, admitted = clock(), gate.admitted
+
+    def used() -> float:
+        nonlocal asked_at, admitted
+        now, total = clock(), gate.admitted
+        share = (total - admitted) / max(now - asked_at, 1e-3) / requests_per_second
+        asked_at, admitted = now, total
+        return min(share, 1.0)
+
+    return used
+
+
 async def summarise(journal: Journal, intakes: Callable[[], Sequence[InboxIntake]]) -> None:
     """At each local midnight one record for each inbox: what went, what failed, what waits."""
     day, before = _today(), await journal.finished_counts()
@@ -288,6 +347,7 @@ async def summarise(journal: Journal, intakes: Callable[[], Sequence[InboxIntake
 
 _LONGEST_HOLD_S = 3600.0
 _DAY_CHECK_S = 60.0
+_SCAN_FIGURES_S = 10.0
 
 
 def _today() -> date:

@@ -23,6 +23,7 @@ from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
 from attachd.delivery.recovery import recover
 from attachd.delivery.slots import Slots
 from attachd.errors import AccountError, DeliveryError, FileError, InboxError
+from attachd.metrics import Metrics
 from attachd.model import (
     PLATFORM_STEPS,
     ClaimResult,
@@ -66,6 +67,7 @@ class Dispatcher:
         now: Callable[[], datetime],
         clock: Callable[[], float],
         chance: random.Random,
+        metrics: Metrics,
         new_id: Callable[[], DeliveryId],
     ) -> None:
         self._journal = journal
@@ -77,6 +79,7 @@ class Dispatcher:
         self._now = now
         self._clock = clock
         self._chance = chance
+        self._metrics = metrics
         self._new_id = new_id
         self._waiting: dict[DeliveryId, Work] = {}
         self._attempts: dict[DeliveryId, tuple[Work, asyncio.Task[None]]] = {}
@@ -330,14 +333,14 @@ class Dispatcher:
         self._refund(self._pauses.failed(delivery.id, delivery.inbox, error, strike=strike, alone=alone))
         if isinstance(verdict, Again):
             await self._remember(work)
-            self._log_deferred(work, error)
+            self._tell_deferred(work, error)
             return
         work.burial = verdict.failure
         try:
             await self._pipeline.bury(work, inbox, verdict.failure)
         except DeliveryError as trouble:
             self._pauses.failed(delivery.id, delivery.inbox, trouble, strike=False, alone=alone)
-            self._log_deferred(work, trouble)
+            self._tell_deferred(work, trouble)
 
     def _is_one_too_many(self, delivery: Delivery, failure: Failure) -> bool:
         refused = failure.step in PLATFORM_STEPS and failure.reason is not Reason.UNKNOWN_OUTCOME
@@ -363,8 +366,7 @@ class Dispatcher:
             self._outcomes.ended(delivery.inbox, self._clock(), refused=refused)
             self._slots.give_back(delivery.inbox, 1)
             took_s = max(0.0, (self._now() - delivery.claimed_at).total_seconds())
-            self._latest.append(Journey(delivery, self._now(), took_s, work.steps(self._clock())))
-            self._log_finished(delivery)
+            self._tell_finished(Journey(delivery, self._now(), took_s, work.steps(self._clock())))
         else:
             self._waiting[delivery.id] = work
         if not self._attempts:
@@ -382,9 +384,10 @@ class Dispatcher:
 
     # --- what is said of it --------------------------------------------------------------------------------------
 
-    def _log_deferred(self, work: Work, error: DeliveryError) -> None:
+    def _tell_deferred(self, work: Work, error: DeliveryError) -> None:
         delivery, failure = work.delivery, error.failure
         waits = (delivery.next_try_at - self._now()).total_seconds() if delivery.next_try_at else None
+        self._metrics.deferred(delivery.inbox, failure.step, failure.reason)
         log.warning(
             "file.deferred",
             inbox=delivery.inbox,
@@ -398,10 +401,13 @@ class Dispatcher:
             possible_duplicate=isinstance(delivery.state, Posting),
         )
 
-    def _log_finished(self, delivery: Delivery) -> None:
+    def _tell_finished(self, journey: Journey) -> None:
+        delivery = journey.delivery
+        self._latest.append(journey)
         common = {"inbox": delivery.inbox, "delivery_id": delivery.id, "file": delivery.name}
         match delivery.state:
             case Sent(upload=upload, receipt=receipt, filed_as=filed_as, posts=posts):
+                self._metrics.sent(delivery.inbox, upload.document.size, journey.took_s, journey.steps)
                 log.info(
                     "file.sent",
                     **common,
@@ -412,11 +418,12 @@ class Dispatcher:
                     attachment_id=upload.attachment,
                     conversation_id=receipt.conversation,
                     attempts=delivery.tries,
-                    duration_ms=round((self._now() - delivery.claimed_at).total_seconds() * 1000),
+                    duration_ms=round(journey.took_s * 1000),
                     moved_to=filed_as,
                     possible_duplicate=posts > 1,
                 )
             case Failed(failure=failure, filed_as=filed_as):
+                self._metrics.failed(delivery.inbox, failure.reason)
                 log.error(
                     "file.failed",
                     **common,

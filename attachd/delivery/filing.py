@@ -453,6 +453,84 @@ class Filing:
         with contextlib.suppress(OSError):
             os.rmdir(delivery, dir_fd=self._claimed)
 
+    # --- the way back ---------------------------------------------------------------------------------------------
+
+    def give_back(self, filed_as: str, name: str | None = None) -> str:
+        """Put a file from `failed/` back into the inbox, into the sub-folder it had; returns its name there.
+
+        `name` is what it is to be called, if not as it was filed: its original name, or that without the sub-folder.
+        The reason stays in `failed/`, under that name, until the file is sent. Raises FileNotFoundError when no file
+        lies there, InboxError.
+        """
+        wanted = name if name is not None else filed_as.removeprefix(self._failed + "/")
+        # Names come from people here, and a folder can be opened by the name `..` as well.
+        if not _is_below(filed_as, self._failed) or ".." in (*filed_as.split("/"), *wanted.split("/")):
+            raise FileNotFoundError(errno.ENOENT, "it is no file below the folder for failed ones", filed_as)
+        with self._folder_of(os.path.dirname(filed_as)) as source:
+            filed = os.path.basename(filed_as)
+            if not stat.S_ISREG(os.stat(filed, dir_fd=source, follow_symlinks=False).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "it is not a file", filed_as)
+            inside, base = os.path.split(wanted)
+            with self._trouble("put a file back into"):
+                given = self._with_room(lambda: self._give_to(source, filed, inside, base))
+                os.fsync(source)
+            if os.path.join(inside, given) != filed_as.removeprefix(self._failed + "/"):
+                with contextlib.suppress(OSError):
+                    self._move_reason(source, filed, os.path.join(self._failed, inside), given)
+        return os.path.join(inside, given)
+
+    def _give_to(self, source: int, filed: str, inside: str, base: str) -> str:
+        destination = self._shared_folder(inside) if inside else os.dup(self._root)
+        try:
+            while True:
+                given = numbered(base, _free_number(destination, base, 1))
+                with contextlib.suppress(FileExistsError):  # somebody else took it meanwhile
+                    _rename_no_replace(source, filed, destination, given)
+                    break
+            os.fsync(destination)
+        finally:
+            os.close(destination)
+        return given
+
+    def _move_reason(self, source: int, filed: str, folder: str, given: str) -> None:
+        """The reason goes with the name the file has now, for by that it is found when the file is sent; unless
+        another file's lies there.
+        """
+        with self._folder_of(folder) as destination:
+            try:
+                _rename_no_replace(source, _reason_name(filed), destination, _reason_name(given))
+            except FileExistsError:
+                os.unlink(_reason_name(filed), dir_fd=source)
+
+    def reason_beside(self, filed_as: str) -> str | None:
+        """What the reason file of a file in `failed/` says; None when there is none."""
+        folder, base = os.path.split(filed_as)
+        try:
+            with self._folder_of(folder) as parent:
+                opened = os.open(_reason_name(base), _OPEN, dir_fd=parent)
+            try:
+                return os.read(opened, _LONGEST_REASON_BYTES).decode("utf-8", "replace")
+            finally:
+                os.close(opened)
+        except OSError:
+            return None
+
+    def in_failed(self) -> list[str]:
+        """The files in `failed/` and below it, without the reasons beside them, relative to the inbox."""
+        found: list[str] = []
+        folders = [self._failed]
+        while folders:
+            relative = folders.pop()
+            with self._trouble("read"), contextlib.suppress(*_ONE_GONE), self._folder_of(relative) as folder:
+                with os.scandir(folder) as entries:
+                    listed = sorted(entries, key=lambda entry: entry.name)
+                # A type that the folder did not tell is asked for through the descriptor, which is still open here.
+                folders += [os.path.join(relative, e.name) for e in listed if e.is_dir(follow_symlinks=False)]
+                # Nothing is filed under a name that ends as reasons do: a reason may lie there alone.
+                files = [e.name for e in listed if e.is_file(follow_symlinks=False) and not e.name.endswith(_REASON)]
+                found += [os.path.join(relative, name) for name in files]
+        return found
+
     def _move(self, delivery: DeliveryId, name: str, target: str) -> str:
         inside, base = os.path.split(name)
         relative = os.path.join(target, inside).rstrip("/")
@@ -737,6 +815,7 @@ def _mount_of_name(parent: int, name: str) -> str:
 
 
 _REASON = ".reason.txt"
+_LONGEST_REASON_BYTES = 16 << 10
 _END_OF_NAME = 40
 _ONE_GONE = (FileNotFoundError, NotADirectoryError)
 _OTHER_FILESYSTEM = (

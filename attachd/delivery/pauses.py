@@ -12,7 +12,8 @@ import structlog
 
 from attachd.delivery.health import CANARY, Change, Health, Pause
 from attachd.errors import DeliveryError, InboxError
-from attachd.model import DeliveryId, InboxName, Step
+from attachd.metrics import Metrics
+from attachd.model import DeliveryId, Failure, InboxName, Reason, Step
 
 log = structlog.get_logger("attachd.delivery")
 
@@ -20,29 +21,31 @@ log = structlog.get_logger("attachd.delivery")
 class Pauses:
     """What is paused just now. `changed` is set by every change; who waits for it clears it."""
 
-    def __init__(self, *, clock: Callable[[], float], chance: random.Random) -> None:
+    def __init__(self, *, clock: Callable[[], float], chance: random.Random, metrics: Metrics) -> None:
         self._health = Health()
         self._clock = clock
         self._chance = chance
+        self._metrics = metrics
+        self._by_operator: dict[InboxName | None, Pause] = {}
         self.changed = asyncio.Event()
         self.ended = 0
         """How many pauses are over: when it grows, what waited for its own next try may go at once."""
 
     def account(self) -> Pause | None:
-        """The pause of everything."""
-        return self._health.pause_of(None)
+        """The pause of everything; an operator's before attachd's own."""
+        return self._pause_of(None)
 
     def inbox(self, inbox: InboxName) -> Pause | None:
-        """The pause of one inbox alone."""
-        return self._health.pause_of(inbox)
+        """The pause of one inbox alone; an operator's before attachd's own."""
+        return self._pause_of(inbox)
 
     def paused(self, inbox: InboxName) -> bool:
-        """Whether only a probe of this inbox may go."""
-        return self._health.paused(inbox)
+        """Whether only a probe of this inbox may go, or, where an operator paused it, nothing at all."""
+        return self._stopped(inbox) or self._health.paused(inbox)
 
     def wait_s(self, delivery: DeliveryId, inbox: InboxName) -> float:
         """How long a delivery has to wait for the pauses that concern it; infinite when that is not known."""
-        return self._health.wait_s(delivery, inbox, self._clock())
+        return math.inf if self._stopped(inbox) else self._health.wait_s(delivery, inbox, self._clock())
 
     def probe_in_s(self, pause: Pause) -> float | None:
         """When the next try is due, in seconds; None when that depends on something else."""
@@ -51,7 +54,7 @@ class Pauses:
 
     def canary_in_s(self, inbox: InboxName | None) -> float:
         """When the canary is to try the account (None) or an inbox again; infinite when it is not its turn."""
-        pause = self._health.pause_of(inbox)
+        pause = None if self._stopped(inbox) else self._health.pause_of(inbox)
         return pause.wait_s(CANARY, self._clock()) if pause else math.inf
 
     def proven(self, delivery: DeliveryId, step: Step) -> bool:
@@ -104,6 +107,33 @@ class Pauses:
         if change := self._health.folder_found(inbox):
             self._announce(change)
 
+    # --- by an operator -------------------------------------------------------------------------------------------
+
+    def pause(self, inbox: InboxName | None) -> None:
+        """Let nothing of the inbox, or with None nothing at all, begin until `resume`; what is under way may end."""
+        if inbox not in self._by_operator:
+            failure = Failure(Reason.PAUSED_BY_OPERATOR, "an operator paused it", Step.CHECK)
+            pause = self._by_operator[inbox] = Pause(failure, self._clock(), math.inf)
+            self._announce(Change(pause, inbox))
+
+    def resume(self, inbox: InboxName | None) -> None:
+        """End an operator's pause of the inbox, or with None all of them; where attachd itself waits, probe at once."""
+        for scope in [known for known in self._by_operator if inbox in (None, known)]:
+            self._announce(Change(self._by_operator.pop(scope), scope, ended=True))
+        now = self._clock()
+        # An inbox cannot go on while everything waits, so the account is tried in either case.
+        for waiting in {None, inbox} if inbox is not None else self._health.paused_scopes():
+            self._health.hasten(waiting, now)
+        self.changed.set()
+
+    def _stopped(self, inbox: InboxName | None) -> bool:
+        return None in self._by_operator or inbox in self._by_operator
+
+    def _pause_of(self, scope: InboxName | None) -> Pause | None:
+        return self._by_operator.get(scope) or self._health.pause_of(scope)
+
+    # --- underneath -----------------------------------------------------------------------------------------------
+
     def _announce(self, change: Change) -> None:
         pause, failure = change.pause, change.pause.failure
         fields = {"reason": str(failure.reason), "detail": failure.detail}
@@ -114,6 +144,7 @@ class Pauses:
             event = "platform.resumed" if change.inbox is None else "inbox.resumed"
             log.info(event, **fields, paused_s=round(self._clock() - pause.since, 3))
         else:
+            self._metrics.paused(change.inbox, failure.reason)
             event = "platform.paused" if change.inbox is None else "inbox.paused"
             probe_in_s = self.probe_in_s(pause)
             retry_in_s = None if probe_in_s is None else round(probe_in_s, 3)

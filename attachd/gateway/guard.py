@@ -30,9 +30,10 @@ _SHORTEST_TIMER_S = 0.0001
 class Spacing:
     """Spreads requests so that no window of one second sees more than `per_second` of them."""
 
-    __slots__ = ("_due_at", "_interval_s")
+    __slots__ = ("_due_at", "_interval_s", "taken")
 
     def __init__(self, per_second: float) -> None:
+        self.taken = 0
         if per_second <= 0:
             raise ValueError("per_second must be positive")
         self._interval_s = (1 + CATCH_UP_S + ARRIVAL_S) / per_second
@@ -44,6 +45,7 @@ class Spacing:
 
     def take(self, now: float) -> None:
         """A request leaves at `now`."""
+        self.taken += 1
         self._due_at = max(self._due_at, now) + self._interval_s
 
 
@@ -90,6 +92,11 @@ class Gate:
         self._counted: deque[asyncio.Future[None]] = deque()
         self._uncounted: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def admitted(self) -> int:
+        """How many requests were let through under the quota so far."""
+        return self._spacing.taken
 
     def held_for_s(self) -> float:
         """How long the silence still lasts; 0 when there is none."""

@@ -1,18 +1,38 @@
-"""Real inboxes on real filesystems, with the folders of attachd in them, and ways to get those into trouble."""
+"""Real inboxes on real filesystems, with the folders of attachd in them, and ways to get those into trouble; and a
+platform in memory that answers as it is told.
+"""
 
+import asyncio
+import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import pytest
 
 from attachd.delivery.filing import Filing, version_of
-from attachd.model import ClaimResult, DeliveryId, InboxName, Sighting
+from attachd.model import (
+    AttachmentId,
+    ClaimResult,
+    ConversationId,
+    DeliveryId,
+    Document,
+    GuestId,
+    InboxName,
+    Receipt,
+    Routing,
+    Sighting,
+    Step,
+    Upload,
+)
+from attachd.ports import CannotAsk, Found, NotThere, ReadContent
 
 INBOX = InboxName("claims")
 NOBODY = 65534
@@ -153,6 +173,121 @@ def image(tmp_path: Path, mount: Mount) -> Callable[..., Path]:
         return mount(tmp_path / "mounted", "-o", "loop", str(file))
 
     return image_
+
+
+# --- a platform ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the platform was asked. Only a guest session tells nothing of a file."""
+
+    step: Step
+    delivery: DeliveryId
+    file_name: str = ""
+    sha256: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What an agent sees."""
+
+    attachment: AttachmentId
+    sha256: str
+    file_name: str
+    text: str
+
+
+async def _nothing(call: Call) -> None:
+    """No trouble."""
+
+
+class ScriptedGateway:
+    """A `GuestGateway` in memory. `before` and `after` may raise or wait: `before` a request has any effect, or `after`
+    it, when only its answer can still be lost. What was accepted stays in `messages`, as on a platform.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.messages: list[Message] = []
+        self.can_ask = False
+        self.routed: str | None = None
+        self.before: Callable[[Call], Awaitable[None]] = _nothing
+        self.after: Callable[[Call], Awaitable[None]] = _nothing
+        self._stored: dict[AttachmentId, str] = {}
+
+    def asked(self, step: Step) -> list[Call]:
+        """The calls of one step."""
+        return [call for call in self.calls if call.step is step]
+
+    @asynccontextmanager
+    async def session(
+        self, delivery: DeliveryId, routing: Routing, resume: GuestId | None = None
+    ) -> AsyncIterator["ScriptedSession"]:
+        call, self.routed = Call(Step.SESSION, delivery), routing.queue_id
+        await self.ask(call)
+        yield ScriptedSession(self, delivery, resume or GuestId(f"guest-{len(self.calls)}"))
+        await self.after(call)
+
+    async def find(self, upload: Upload) -> Found | NotThere | CannotAsk:
+        await self.before(Call(Step.MESSAGE, DeliveryId("?"), upload.document.file_name))
+        if not self.can_ask:
+            return CannotAsk()
+        stands = any(message.attachment == upload.attachment for message in self.messages)
+        return Found(Receipt(ConversationId("found"))) if stands else NotThere()
+
+    async def ask(self, call: Call) -> None:
+        self.calls.append(call)
+        await self.before(call)
+
+    def store(self, sha256: str) -> AttachmentId:
+        attachment = AttachmentId(f"attachment-{len(self._stored)}")
+        self._stored[attachment] = sha256
+        return attachment
+
+    def stored(self, attachment: AttachmentId) -> str:
+        return self._stored[attachment]
+
+
+class ScriptedSession:
+    """One guest of the scripted platform."""
+
+    def __init__(self, gateway: ScriptedGateway, delivery: DeliveryId, guest: GuestId) -> None:
+        self._gateway = gateway
+        self._delivery = delivery
+        self.guest = guest
+
+    async def upload(self, document: Document, read: ReadContent) -> AttachmentId:
+        await self._gateway.ask(Call(Step.UPLOAD, self._delivery, document.file_name))
+        content = b"".join([piece async for piece in read()])
+        assert len(content) == document.size
+        call = Call(Step.PUT, self._delivery, document.file_name, hashlib.sha256(content).hexdigest())
+        await self._gateway.ask(call)
+        attachment = self._gateway.store(call.sha256)
+        await self._gateway.after(call)
+        return attachment
+
+    async def post(self, attachment: AttachmentId, document: Document, text: str) -> Receipt:
+        sha256 = self._gateway.stored(attachment)
+        call = Call(Step.MESSAGE, self._delivery, document.file_name, sha256, text)
+        await self._gateway.ask(call)
+        self._gateway.messages.append(Message(attachment, sha256, document.file_name, text))
+        await self._gateway.after(call)
+        return Receipt(ConversationId(f"conversation-{len(self._gateway.messages)}"))
+
+
+@pytest.fixture
+def gateway() -> ScriptedGateway:
+    return ScriptedGateway()
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Wait until a condition holds; the test fails when that takes longer than anything here may."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        await asyncio.sleep(0.001)
 
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")

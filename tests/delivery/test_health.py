@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from attachd.delivery.health import Change, Health
+from attachd.delivery.health import CANARY, Change, Health
 from attachd.delivery.lifecycle import Again, Rules, after_error
 from attachd.errors import AccountError, DeliveryError, FileError, InboxError, TransientError
 from attachd.model import CARRIES_THE_FILE, Delivery, DeliveryId, InboxName, Reason, Step, Version
@@ -32,20 +32,25 @@ def fail(
     delivery: DeliveryId,
     error: DeliveryError | None = None,
     *,
+    step: Step = Step.PUT,
     now: float = 0.0,
     strike: bool = False,
     alone: bool = False,
     jitter: float = 0.5,
 ) -> list[Change]:
-    return health.failed(delivery, INBOX, error or silence(), strike=strike, alone=alone, now=now, jitter=jitter)
+    error = error or silence(step)
+    return health.failed(delivery, INBOX, error, strike=strike, alone=alone, now=now, jitter=jitter)
 
 
-def probe(health: Health, delivery: DeliveryId, now: float, error: DeliveryError | None = None) -> None:
+def probe(
+    health: Health, prober: DeliveryId, now: float, error: DeliveryError | None = None, step: Step = Step.PUT
+) -> list[Change]:
     """A probe goes and fails."""
-    assert health.wait_s(delivery, INBOX, now) == 0
-    health.starts(delivery, INBOX)
-    fail(health, delivery, error, now=now)
-    health.ends(delivery)
+    assert health.wait_s(prober, INBOX, now) == 0
+    health.starts(prober, INBOX)
+    changes = fail(health, prober, error, step=step, now=now)
+    health.ends(prober)
+    return changes
 
 
 # --- the breaker ----------------------------------------------------------------------------------------------------
@@ -80,16 +85,51 @@ def test_one_poison_file_opens_nothing_while_it_is_not_alone() -> None:
     assert health.wait_s(B, INBOX, 0.0) == 0
 
 
-def test_a_file_alone_brings_a_pause_that_another_file_may_probe_at_once() -> None:
-    """Nobody knows whose fault it is until a second file comes along."""
+@pytest.mark.parametrize("step", [Step.TOKEN, Step.SESSION, Step.UPLOAD, Step.PUT])
+def test_what_no_agent_sees_is_tried_by_the_canary_alone(step: Step) -> None:
+    """No delivery is risked, however long the pause lasts; when the canary has passed the step all may go."""
+    health = Health()
+    for delivery in (A, B, C):
+        fail(health, delivery, step=step)
+    wait_s = health.wait_s(CANARY, INBOX, 0.0)
+    assert 0 < wait_s < 10
+    assert {health.wait_s(delivery, INBOX, 1e9) for delivery in (A, B, C, D)} == {math.inf}
+    health.starts(CANARY, INBOX)
+    assert health.wait_s(CANARY, INBOX, 1e9) == math.inf
+    [change] = health.passed(CANARY, INBOX, step, wait_s)
+    assert change.ended
+    assert [health.wait_s(delivery, INBOX, wait_s) for delivery in (A, B, C, D)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("step", [Step.MESSAGE, Step.FILING])
+def test_what_an_agent_sees_or_a_folder_does_is_never_tried_by_the_canary(step: Step) -> None:
+    """A delivery tries it: nothing but a file for an agent may ever reach an agent."""
+    for error in (AccountError(Reason.DISK_FULL, "full", step), InboxError(Reason.TOO_MANY_FAILURES, "no", step)):
+        health = Health()
+        fail(health, A, error)
+        assert health.wait_s(CANARY, INBOX, 1e9) == math.inf
+        assert health.wait_s(B, INBOX, 1e9) == 0
+
+
+def test_when_one_file_alone_fails_the_canary_goes_at_once() -> None:
+    """It may be the file: nobody else is to wait for it. A canary that fails as well waits as it always does."""
     health = Health()
     for _ in range(3):
         fail(health, A, alone=True)
+    probe(health, CANARY, 0.0)
+    assert health.wait_s(CANARY, INBOX, 0.0) > 0
+
+
+def test_a_file_alone_brings_a_pause_that_another_file_may_probe_at_once() -> None:
+    """Where no canary can tell, nobody knows whose fault it is until a second file comes along."""
+    health = Health()
+    for _ in range(3):
+        fail(health, A, step=Step.MESSAGE, alone=True)
     assert health.wait_s(A, INBOX, 0.0) > 0
     assert health.wait_s(B, INBOX, 0.0) == 0
     health.starts(B, INBOX)
     assert health.wait_s(C, INBOX, 0.0) == math.inf
-    [ended] = health.passed(B, INBOX, Step.PUT, 1.0)
+    [ended] = health.passed(B, INBOX, Step.MESSAGE, 1.0)
     assert ended.ended
     assert health.wait_s(A, INBOX, 1.0) == 0
 
@@ -98,8 +138,8 @@ def test_when_the_second_file_fails_too_it_is_not_the_first_ones_fault() -> None
     """From then on everybody waits for the next probe."""
     health = Health()
     for _ in range(3):
-        fail(health, A, alone=True)
-    probe(health, B, 1.0)
+        fail(health, A, step=Step.MESSAGE, alone=True)
+    probe(health, B, 1.0, step=Step.MESSAGE)
     assert min(health.wait_s(delivery, INBOX, 1.0) for delivery in (A, B, C)) > 0
 
 
@@ -107,25 +147,39 @@ def test_a_failed_probe_lets_the_others_go_first() -> None:
     """The poison file that happens to be the oldest must not be every probe."""
     health = Health()
     for delivery in (A, B, C):
-        fail(health, delivery)
+        fail(health, delivery, step=Step.MESSAGE)
     now, order = 0.0, []
     for _ in range(6):
         waits = {delivery: health.wait_s(delivery, INBOX, now) for delivery in (A, B, C)}
         now += min(waits.values())
         first = min((delivery for delivery in waits if health.wait_s(delivery, INBOX, now) == 0), key=str)
         order.append(first)
-        probe(health, first, now)
+        probe(health, first, now, step=Step.MESSAGE)
     assert order == [A, B, C, A, B, C]
 
 
-def test_only_one_probe_is_out() -> None:
+@pytest.mark.parametrize(("step", "first", "second"), [(Step.SESSION, CANARY, CANARY), (Step.MESSAGE, B, C)])
+def test_only_one_probe_is_out(step: Step, first: DeliveryId, second: DeliveryId) -> None:
     """Until its attempt is over, whatever becomes of it."""
     health = Health()
-    fail(health, A, AccountError(Reason.FORBIDDEN, "no", Step.SESSION))
-    health.starts(B, INBOX)
-    assert health.wait_s(C, INBOX, 1e9) == math.inf
-    health.ends(B)
-    assert health.wait_s(C, INBOX, 1e9) == 0
+    fail(health, A, AccountError(Reason.FORBIDDEN, "no", step))
+    health.starts(first, INBOX)
+    assert health.wait_s(second, INBOX, 1e9) == math.inf
+    health.ends(first)
+    assert health.wait_s(second, INBOX, 1e9) == 0
+
+
+def test_the_canary_of_an_inbox_leaves_the_accounts_probe_alone() -> None:
+    """A delivery tries the message for all; the canary, which goes for its inbox, does not let a second one out."""
+    health = Health()
+    fail(health, A, AccountError(Reason.FORBIDDEN, "no", Step.MESSAGE))
+    health.starts(A, INBOX)
+    fail(health, B, InboxError(Reason.QUEUE_REFUSED, "no such queue", Step.SESSION))
+    health.starts(CANARY, INBOX)
+    health.ends(CANARY)
+    assert health.wait_s(C, OTHER, 1e9) == math.inf
+    health.ends(A)
+    assert health.wait_s(C, OTHER, 1e9) == 0
 
 
 def test_a_later_step_speaks_for_those_before_it() -> None:
@@ -182,20 +236,72 @@ def test_only_another_files_recent_success_proves_a_step() -> None:
     assert health.proven(A, Step.PUT, 189.0)
 
 
-def test_what_a_failing_streak_counted_is_taken_back_once() -> None:
-    """Each strike of it, also of those that were under way when the pause began; a counted one before it stays."""
+def refunds(changes: list[Change]) -> Counter[DeliveryId]:
+    return Counter(refund for change in changes for refund in change.refunds)
+
+
+def test_what_a_failing_streak_counted_is_taken_back_when_the_canary_fails_too() -> None:
+    """Each strike of the streak, once; one that was counted before somebody passed stays."""
     health = Health()
-    refunds: Counter[DeliveryId] = Counter()
-
-    def failing(delivery: DeliveryId, *, strike: bool) -> None:
-        for change in fail(health, delivery, strike=strike):
-            refunds.update(change.refunds)
-
-    failing(A, strike=True)
+    fail(health, A, strike=True)
     health.passed(B, INBOX, Step.PUT, 0.0)
-    for delivery, strike in [(A, True), (B, False), (A, True), (C, True), (D, True), (E, False), (D, True)]:
-        failing(delivery, strike=strike)
-    assert refunds == {A: 2, C: 1, D: 2}
+    for delivery, strike in [(A, True), (B, False), (C, True), (D, False), (E, False)]:
+        assert not refunds(fail(health, delivery, strike=strike))
+    now = health.wait_s(CANARY, INBOX, 0.0)
+    assert refunds(probe(health, CANARY, now)) == {A: 1, C: 1}
+    now += health.wait_s(CANARY, INBOX, now)
+    assert not refunds(probe(health, CANARY, now))
+
+
+def test_the_canary_that_fails_elsewhere_speaks_for_the_files_as_well() -> None:
+    """The platform got worse since: their failures were the beginning of it."""
+    health = Health()
+    for delivery in (A, B, C):
+        fail(health, delivery, strike=True)
+    error = AccountError(Reason.UNREACHABLE, "nobody there", Step.TOKEN)
+    assert refunds(probe(health, CANARY, health.wait_s(CANARY, INBOX, 0.0), error)) == {A: 1, B: 1, C: 1}
+
+
+def test_a_canary_that_passes_leaves_the_blame_where_it_is() -> None:
+    """Else files that are the fault themselves would stop the account over and over, and never be given up."""
+    health = Health()
+    for delivery in (A, B, C):
+        fail(health, delivery, strike=True)
+    now = health.wait_s(CANARY, INBOX, 0.0)
+    health.starts(CANARY, INBOX)
+    [change] = health.passed(CANARY, INBOX, Step.PUT, now)
+    health.ends(CANARY)
+    assert not change.refunds
+    for delivery in (A, B, C):
+        assert health.proven(delivery, Step.PUT, now)
+        assert not refunds(fail(health, delivery, strike=True, now=now))
+
+
+def test_where_no_canary_can_tell_several_files_acquit_each_other() -> None:
+    """At the message: what their streak counted is taken back when it pauses everything."""
+    health = Health()
+    fail(health, A, step=Step.MESSAGE, strike=True)
+    fail(health, B, step=Step.MESSAGE, strike=True)
+    assert refunds(fail(health, C, step=Step.MESSAGE)) == {A: 1, B: 1}
+    assert not refunds(fail(health, D, step=Step.MESSAGE))
+
+
+@pytest.mark.parametrize("other_passes", [True, False])
+def test_the_next_file_decides_whether_one_alone_was_to_blame(other_passes: bool) -> None:
+    """At the message: the file's own tries tell nothing; another one's success leaves its strike, a failure takes it
+    back.
+    """
+    health = Health()
+    for number in range(3):
+        assert not refunds(fail(health, A, step=Step.MESSAGE, strike=number == 0, alone=True))
+    now = health.wait_s(A, INBOX, 0.0)
+    assert not refunds(probe(health, A, now, step=Step.MESSAGE))
+    if other_passes:
+        health.starts(B, INBOX)
+        assert not refunds(health.passed(B, INBOX, Step.MESSAGE, now))
+        assert not refunds(fail(health, A, step=Step.MESSAGE, strike=True, now=now))
+    else:
+        assert refunds(probe(health, B, now, step=Step.MESSAGE)) == {A: 1}
 
 
 def test_one_success_speaks_for_the_platform_once() -> None:
@@ -233,20 +339,21 @@ def test_nobody_is_to_blame_while_everything_is_paused() -> None:
 # --- being told to be silent ----------------------------------------------------------------------------------------
 
 
-def test_everybody_keeps_the_silence_that_was_asked_for() -> None:
-    """To the second, in every inbox; then one goes."""
+@pytest.mark.parametrize(("step", "prober"), [(Step.SESSION, CANARY), (Step.PUT, CANARY), (Step.MESSAGE, B)])
+def test_everybody_keeps_the_silence_that_was_asked_for(step: Step, prober: DeliveryId) -> None:
+    """To the second, in every inbox, the canary as well; then one goes."""
     health = Health()
-    fail(health, A, silence(retry_after_s=90.0))
+    fail(health, A, silence(step, retry_after_s=90.0))
     for now in (0.0, 45.0, 89.9):
-        assert all(health.wait_s(delivery, inbox, now) > 0 for delivery in (A, B) for inbox in (INBOX, OTHER))
-    assert health.wait_s(B, OTHER, 90.0) == 0
+        assert all(health.wait_s(prober, inbox, now) > 0 for prober in (A, B, CANARY) for inbox in (INBOX, OTHER))
+    assert health.wait_s(prober, OTHER, 90.0) == 0
 
 
 def test_a_silence_in_whole_seconds_counts_too() -> None:
     """The header's figure may come as an integer."""
     health = Health()
     fail(health, A, silence(retry_after_s=90))
-    assert health.wait_s(B, INBOX, 89.0) > 0
+    assert health.wait_s(CANARY, INBOX, 89.0) > 0
 
 
 def test_success_under_way_does_not_end_a_silence() -> None:
@@ -254,35 +361,36 @@ def test_success_under_way_does_not_end_a_silence() -> None:
     health = Health()
     fail(health, A, silence(retry_after_s=90.0))
     assert health.passed(B, INBOX, Step.MESSAGE, 10.0) == []
-    assert health.wait_s(C, INBOX, 10.0) > 0
+    assert health.wait_s(CANARY, INBOX, 10.0) > 0
     [change] = health.passed(B, INBOX, Step.MESSAGE, 91.0)
     assert change.ended
 
 
 @pytest.mark.parametrize("ending", ["passes", "fails", "is told the same"])
-def test_a_probe_that_was_out_before_does_not_end_a_silence(ending: str) -> None:
+@pytest.mark.parametrize(("step", "prober"), [(Step.PUT, CANARY), (Step.MESSAGE, D)])
+def test_a_probe_that_was_out_before_does_not_end_a_silence(ending: str, step: Step, prober: DeliveryId) -> None:
     """While a probe is out somebody else who was still under way is told to be silent: that holds."""
     health = Health()
     for delivery in (A, B, C):
-        fail(health, delivery)
-    now = health.wait_s(A, INBOX, 0.0)
-    health.starts(D, INBOX)
-    fail(health, E, silence(retry_after_s=600.0), now=now + 1)
+        fail(health, delivery, step=step)
+    now = health.wait_s(prober, INBOX, 0.0)
+    health.starts(prober, INBOX)
+    fail(health, E, silence(step, retry_after_s=600.0), now=now + 1)
     if ending == "passes":
-        health.passed(D, INBOX, Step.MESSAGE, now + 2)
+        health.passed(prober, INBOX, step, now + 2)
     else:
-        fail(health, D, silence(retry_after_s=5.0 if ending == "is told the same" else None), now=now + 2)
-    health.ends(D)
-    assert health.wait_s(A, INBOX, now + 600) > 0
-    assert health.wait_s(A, INBOX, now + 602) == 0
+        fail(health, prober, silence(step, 5.0 if ending == "is told the same" else None), now=now + 2)
+    health.ends(prober)
+    assert min(health.wait_s(anybody, INBOX, now + 600) for anybody in (A, CANARY)) > 0
+    assert min(health.wait_s(anybody, INBOX, now + 602) for anybody in (A, CANARY)) == 0
 
 
 def test_a_suspects_pause_becomes_everybodys_when_silence_is_asked_for() -> None:
-    """Then no other file may probe at once any more."""
+    """Then nobody else may probe at once any more."""
     health = Health()
     for _ in range(3):
-        fail(health, A, alone=True)
-    fail(health, B, silence(retry_after_s=60.0))
+        fail(health, A, step=Step.MESSAGE, alone=True)
+    fail(health, B, silence(Step.MESSAGE, retry_after_s=60.0))
     assert health.wait_s(C, INBOX, 30.0) > 0
 
 
@@ -291,7 +399,7 @@ def test_a_shorter_silence_does_not_shorten_a_longer_one() -> None:
     health = Health()
     fail(health, A, silence(retry_after_s=90.0))
     fail(health, B, silence(retry_after_s=10.0))
-    assert health.wait_s(C, INBOX, 50.0) > 0
+    assert health.wait_s(CANARY, INBOX, 50.0) > 0
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -330,7 +438,9 @@ def test_the_accounts_probe_does_not_set_a_time_for_a_lost_folder() -> None:
 
 @dataclass
 class World:
-    """A platform that fails at times, always for some files, and a dispatcher that lets the oldest go first."""
+    """A platform that fails at times, always for some files, and a dispatcher that lets the oldest go first and sends
+    out the canary.
+    """
 
     down: Callable[[float], bool]
     files: int
@@ -375,17 +485,18 @@ class World:
         while self.now < until and (self.waiting or self.running or self.claimed < self.files):
             self._claim()
             self._start_due()
-            soonest = self.ends[0][0] if self.running else math.inf
+            soonest = self.ends[0][0] if self.ends else math.inf
             if self.claimed < self.files and self._room() > 0:
                 soonest = min(soonest, self.claimed / self.per_s)
             if len(self.running) < self.concurrency:
                 waits = [self._wait_s(delivery) for delivery in self.waiting.values()]
                 soonest = min([soonest, *(self.now + max(wait_s, 0.001) for wait_s in waits)])
+            soonest = min(soonest, self.now + self._canary_in_s())
             assert soonest < math.inf, "nothing would ever go again"
             soonest = min(soonest, until)
             self.paused_s += (soonest - self.now) if self.health.paused(INBOX) else 0.0
             self.now = soonest
-            while self.running and self.ends[0][0] <= self.now:
+            while self.ends and self.ends[0][0] <= self.now:
                 self._end(heapq.heappop(self.ends)[1])
 
     def _room(self) -> int:
@@ -396,20 +507,47 @@ class World:
             self.waiting[self._id(self.claimed)] = self._delivery(self.claimed)
             self.claimed += 1
 
+    def _canary_in_s(self) -> float:
+        pause = self.health.pause_of(None)
+        return pause.wait_s(CANARY, self.now) if pause else math.inf
+
     def _start_due(self) -> None:
+        if self._canary_in_s() <= 0:
+            self._start(CANARY)
         while len(self.running) < self.concurrency:
             due = [found for found in self.waiting.values() if self._wait_s(found) <= 0]
             if not due:
                 return
             delivery = min(due, key=lambda found: (found.strikes, found.id))
             del self.waiting[delivery.id]
-            if self.health.paused(INBOX):
-                self.probes.append(self.now)
-            self.health.starts(delivery.id, INBOX)
             self.running[delivery.id] = replace(delivery, tries=delivery.tries + 1, next_try_at=None)
-            heapq.heappush(self.ends, (self.now + self.chance.uniform(0.05, 0.3), delivery.id))
+            self._start(delivery.id)
+
+    def _start(self, delivery: DeliveryId) -> None:
+        if self.health.paused(INBOX):
+            self.probes.append(self.now)
+        self.health.starts(delivery, INBOX)
+        heapq.heappush(self.ends, (self.now + self.chance.uniform(0.05, 0.3), delivery))
+
+    def _end_canary(self) -> None:
+        pause = self.health.pause_of(None)
+        assert pause is not None
+        way = WAY[:3] if pause.failure.step in CARRIES_THE_FILE else WAY[:1]
+        failing = self.down(self.now) and self.broken in way
+        for step in way[: way.index(self.broken)] if failing else way:
+            self._changes(self.health.passed(CANARY, INBOX, step, self.now))
+        if failing:
+            jitter = self.chance.random()
+            error = silence(self.broken)
+            self._changes(
+                self.health.failed(CANARY, INBOX, error, strike=False, alone=False, now=self.now, jitter=jitter)
+            )
+        self.health.ends(CANARY)
 
     def _end(self, ended: DeliveryId) -> None:
+        if ended == CANARY:
+            self._end_canary()
+            return
         delivery = self.running.pop(ended)
         number, failing = int(delivery.id), self.down(self.now) or int(delivery.id) in self.poison
         for step in WAY[: WAY.index(self.broken)] if failing else WAY:
@@ -502,6 +640,38 @@ def test_a_poison_file_gets_its_strikes_while_others_pass() -> None:
     assert world.refunds == 0
 
 
+@given(_seeds, st.sampled_from([Step.UPLOAD, Step.PUT]), st.integers(1, 8))
+@settings(max_examples=15, deadline=None)
+def test_poison_files_alone_are_given_up_in_the_end(seed: int, broken: Step, files: int) -> None:
+    """No healthy file comes to prove the platform: pause, the canary passes, a strike, and so on."""
+    world = World(lambda now: False, files, poison=range(files), broken=broken, seed=seed)
+    world.run(3600)
+    assert set(world.buried) == set(range(files))
+    assert len(world.probes) <= 60
+
+
+@given(_seeds)
+@settings(max_examples=15, deadline=None)
+def test_a_platform_that_answers_one_time_in_ten_is_not_the_files_fault(seed: int) -> None:
+    """The canary passes now and then, and the only file there is does not: it waits, and is sent."""
+    chance = random.Random(seed)
+    world = World(lambda now: chance.random() < 0.9, 1, seed=seed)
+    world.run(24 * 3600)
+    assert world.buried == {}
+    assert len(world.sent) == 1
+
+
+@given(_seeds)
+@settings(max_examples=10, deadline=None)
+def test_healthy_files_behind_one_that_no_message_carries_go_on(seed: int) -> None:
+    """It pauses everything when it is alone; who comes later goes at once, and in the end it is given up."""
+    world = World(lambda now: False, 40, poison={0}, broken=Step.MESSAGE, per_s=1 / 60, seed=seed)
+    world.run(3600)
+    assert list(world.buried) == [0]
+    assert len(world.sent) == 39
+    assert all(world.sent[number] <= number * 60 + 3 for number in world.sent)
+
+
 @given(_seeds, st.integers(3, 12))
 @settings(max_examples=15, deadline=None)
 def test_a_breaker_opened_by_poison_files_lets_the_healthy_through(seed: int, poison: int) -> None:
@@ -540,21 +710,23 @@ class Anything(RuleBasedStateMachine):
         self.refunded: Counter[DeliveryId] = Counter()
 
     files = st.sampled_from([A, B, C, D, E])
+    probers = st.sampled_from([A, B, C, D, E, CANARY])
 
-    @rule(delivery=files)
+    @rule(delivery=probers)
     def start(self, delivery: DeliveryId) -> None:
-        if delivery not in self.out and self.health.wait_s(delivery, INBOX, self.now) <= 0:
+        needless = delivery == CANARY and not self.health.paused(INBOX)
+        if delivery not in self.out and not needless and self.health.wait_s(delivery, INBOX, self.now) <= 0:
             assert self.now >= self.silent_until
             self.health.starts(delivery, INBOX)
             self.out.add(delivery)
 
-    @rule(delivery=files, step=st.sampled_from(WAY))
+    @rule(delivery=probers, step=st.sampled_from(WAY))
     def passes(self, delivery: DeliveryId, step: Step) -> None:
         if delivery in self.out:
             self.health.passed(delivery, INBOX, step, self.now)
 
     @rule(
-        delivery=files,
+        delivery=probers,
         step=st.sampled_from(WAY),
         strike=st.booleans(),
         alone=st.booleans(),
@@ -578,13 +750,13 @@ class Anything(RuleBasedStateMachine):
         error = silence(step, retry_after_s) if transient else AccountError(Reason.FORBIDDEN, "no", step)
         if transient and retry_after_s:
             self.silent_until = max(self.silent_until, self.now + retry_after_s)
-        strike = strike and transient and step in CARRIES_THE_FILE
+        strike = strike and transient and step in CARRIES_THE_FILE and delivery != CANARY
         self.counted[delivery] += strike
         for change in fail(self.health, delivery, error, now=self.now, strike=strike, alone=alone, jitter=jitter):
             self.refunded.update(change.refunds)
         self._end(delivery)
 
-    @rule(delivery=files)
+    @rule(delivery=probers)
     def ends(self, delivery: DeliveryId) -> None:
         if delivery in self.out:
             self._end(delivery)
@@ -600,7 +772,7 @@ class Anything(RuleBasedStateMachine):
     @invariant()
     def silence_is_kept(self) -> None:
         if self.now < self.silent_until:
-            assert all(self.health.wait_s(delivery, INBOX, self.now) > 0 for delivery in (A, B, C, D, E))
+            assert all(self.health.wait_s(delivery, INBOX, self.now) > 0 for delivery in (A, B, C, D, E, CANARY))
 
     @invariant()
     def no_strike_is_taken_back_twice(self) -> None:
@@ -615,10 +787,10 @@ class Anything(RuleBasedStateMachine):
         for delivery in list(self.out):
             self._end(delivery)
         self.now = max(self.now, self.silent_until) + 200
-        wait_s, first = min((self.health.wait_s(delivery, INBOX, self.now), delivery) for delivery in (A, B, C))
+        wait_s, first = min((self.health.wait_s(delivery, INBOX, self.now), delivery) for delivery in (A, B, CANARY))
         assert wait_s <= 0
         self.health.starts(first, INBOX)
-        for step in WAY:
+        for step in WAY[:3] if first == CANARY else WAY:
             self.health.passed(first, INBOX, step, self.now)
         assert not self.health.paused(INBOX)
 

@@ -183,6 +183,7 @@ def test_an_outage_of_any_length_gives_no_file_up(
 ) -> None:
     """As long as no other file passes, any number of tries ends in another one, whatever was counted before."""
     assume(step is not Step.CHECK)
+    assume(not (isinstance(found.state, Posting) and reason is Reason.NOT_READY))
     verdict = judge(found, transient(step, reason), jitter=jitter, rules=rules)
     assert isinstance(verdict, Again)
     assert verdict.delivery.strikes == found.strikes
@@ -244,17 +245,32 @@ def test_a_message_in_doubt_is_never_reported_as_a_plain_failure(
 
 
 @pytest.mark.parametrize("proven", [True, False])
-def test_a_message_is_posted_three_times_at_most(proven: bool) -> None:
-    """The first time and two repetitions, then a person decides; under `hold` it is not repeated at all."""
+def test_a_repetition_whose_upload_is_gone_is_no_plain_delay(proven: bool) -> None:
+    """The first message may have taken it: a person is told, and never an agent a second time."""
+    error = transient(Step.MESSAGE, Reason.NOT_READY)
+    verdict = judge(delivery(posting()), error, proven=proven)
+    assert isinstance(verdict, Bury)
+    assert verdict.failure.reason is Reason.UNKNOWN_OUTCOME
+    assert isinstance(judge(delivery(Uploaded(UPLOAD)), error, proven=proven), Again)
+
+
+@given(st.integers(1, 10), _chance, st.booleans(), _rules)
+def test_a_lost_answer_is_asked_about_before_anything_is_decided(
+    posts: int, jitter: float, proven: bool, rules: Rules
+) -> None:
+    """Under either policy and however often it was posted it stays in doubt: the next attempt asks the platform."""
     lost = UnknownOutcome(Reason.CONNECTION_LOST, "no answer", Step.MESSAGE)
-    posts = 1
-    while isinstance(judge(delivery(posting(posts)), lost, proven=proven), Again):
-        assert may_post_again(posting(posts), RESEND)
-        posts += 1
-    assert posts == MOST_POSTS == 3
-    assert not may_post_again(posting(posts), RESEND)
-    assert isinstance(judge(delivery(posting(1)), lost, rules=HOLD), Bury)
-    assert not may_post_again(posting(1), HOLD)
+    verdict = judge(delivery(posting(posts)), lost, proven=proven, jitter=jitter, rules=rules)
+    assert isinstance(verdict, Again)
+    assert verdict.delivery.state == posting(posts)
+    assert verdict.delivery.next_try_at is not None
+
+
+def test_a_message_is_posted_three_times_at_most() -> None:
+    """The first time and two repetitions, then a person decides; under `hold` it is not repeated at all."""
+    assert [may_post_again(posting(posts), RESEND) for posts in range(1, 5)] == [True, True, False, False]
+    assert MOST_POSTS == 3
+    assert not any(may_post_again(posting(posts), HOLD) for posts in range(1, 5))
 
 
 @pytest.mark.parametrize("state", [*UNSENT, Posted(UPLOAD, RECEIPT)])

@@ -1,0 +1,1 @@
+"""attachd under a real systemd; `make test-systemd`."""
