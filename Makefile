@@ -5,7 +5,7 @@ SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-s3 campaign lint types imports clean
+.PHONY: demo test test-s3 test-systemd campaign lint types imports clean
 
 demo: $(VENV)/.installed  ## the main job, live: sandbox, daemon, documents (GATEWAY=webmessaging for the other gateway)
 	$(BIN)/attachd demo --gateway $(GATEWAY)
@@ -15,6 +15,9 @@ test: $(VENV)/.installed-dev lint types imports  ## lint, types, import rules an
 
 test-s3: $(VENV)/.installed-dev  ## uploads to S3 servers of others, which it installs into a cache folder
 	$(BIN)/pytest tests/s3 -m s3
+
+test-systemd: $(VENV)/.installed-dev  ## attachd under a real systemd; as root, with systemd-container and mmdebstrap
+	ATTACHD_TEST_SYSTEMD=1 $(BIN)/pytest tests/systemd
 
 campaign: $(VENV)/.installed-dev  ## kills, power cuts and faults by the thousand; minutes, as root; SEED= repeats a run
 	$(BIN)/python -m tests.campaign --seed $(SEED)

@@ -238,12 +238,12 @@ def _added_to_platform(value: Raw, env: Mapping[str, str], problems: Problems) -
 
 def _secret(file: Raw, env: Mapping[str, str], problems: Problems) -> str:
     where = ("platform", "client_secret_file")
-    credentials = env.get("CREDENTIALS_DIRECTORY")
+    credential = os.path.join(env.get("CREDENTIALS_DIRECTORY") or os.devnull, "client_secret")
     if file:
         if not isinstance(file, str) or not file.startswith("/"):
             return ""  # the validation of the key says so
-    elif credentials and os.path.lexists(os.path.join(credentials, "client_secret")):
-        where, file = ("platform", "client_secret"), os.path.join(credentials, "client_secret")
+    elif _has_content(credential):  # the unit gives an empty one where there is no secret to give
+        where, file = ("platform", "client_secret"), credential
     else:
         return env.get("GENESYS_CLIENT_SECRET", "")
     try:
@@ -261,6 +261,15 @@ def _secret(file: Raw, env: Mapping[str, str], problems: Problems) -> str:
     if len(content) > _MAX_SECRET_BYTES:
         problems.add(where, f"{file!r} is too large to be a client secret; is it the right file?")
     return secret
+
+
+def _has_content(path: str) -> bool:
+    try:
+        return os.stat(path).st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # reading it will say what is the matter
 
 
 def _hide_secrets(platform: Raw, problems: Problems) -> None:

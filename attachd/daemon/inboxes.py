@@ -136,6 +136,7 @@ class Inboxes:
             self._plans[inbox.name] = _plan(inbox, self._plans[inbox.name].filing)
         dispatcher.adopt(self._plans)
         for name, filing in dropped.items():
+            pauses.resume(name)
             pauses.folder_found(name)  # a folder in trouble must not hold up what is claimed: it tries for itself
             self._dropping.append(tasks.create_task(self._drop(name, filing, dispatcher), name=f"drop {name}"))
         await self.recover(dispatcher, pauses, (inbox.name for inbox in changes.added))
