@@ -34,6 +34,7 @@ class Inboxes:
         self._plans: dict[InboxName, InboxPlan] = {}
         self._seen: dict[InboxName, tuple[Inbox, InboxIntake, asyncio.Task[None]]] = {}
         self._held: list[Filing] = []
+        self._lost: dict[InboxName, InboxError] = {}
         self._dropping: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -76,6 +77,9 @@ class Inboxes:
             try:
                 await asyncio.to_thread(filing.open)
             except InboxError as error:
+                if error.reason is Reason.DISK_FULL:  # that mends itself: it is looked for again, like a lost one
+                    opened.append((inbox, filing))
+                    continue
                 problems.append(f"inboxes[{index}].path: {error}")
                 if error.reason is Reason.FOLDER_IN_USE:
                     _close(opened)
@@ -95,7 +99,8 @@ class Inboxes:
             try:
                 recovered += await dispatcher.recover(name)
             except InboxError as error:
-                pauses.folder_lost(name, error)  # its intake finds it again
+                self._lost[name] = error  # its intake finds it again
+                pauses.folder_lost(name, error)
         return recovered
 
     def see(self, inbox: Inbox, dispatcher: Dispatcher, pauses: Pauses, tasks: asyncio.TaskGroup) -> None:
@@ -117,6 +122,7 @@ class Inboxes:
             lost=pauses.folder_lost,
             found=dispatcher.found,
             clock=time.monotonic,
+            trouble=self._lost.pop(inbox.name, None),
         )
         self._seen[inbox.name] = (inbox, intake, tasks.create_task(intake.run(), name=f"intake {inbox.name}"))
 

@@ -120,10 +120,15 @@ class Dispatcher:
     async def recover(self, inbox: InboxName) -> int:
         """Go on with what an earlier process had claimed; returns how many files that are. Raises InboxError."""
         known = self._waiting.keys() | self._attempts.keys()
-        found = await recover(self._inboxes[inbox], self._journal, self._pipeline, known=known, now=self._now())
-        self._slots.hold(inbox, len(found))
-        self._take_in(found)
-        return len(found)
+        going_on = 0
+        async for work in recover(self._inboxes[inbox], self._journal, self._pipeline, known=known, now=self._now()):
+            if work.delivery.finished:
+                self._tell_finished(self._journey(work))
+            else:
+                going_on += 1
+                self._slots.hold(inbox, 1)
+                self._take_in([work])
+        return going_on
 
     async def found(self, inbox: InboxName) -> None:
         """The inbox's folder, which was lost, may be back: go on with it. Raises InboxError when it is not."""
@@ -365,14 +370,17 @@ class Dispatcher:
             refused = failure is not None and failure.step in PLATFORM_STEPS
             self._outcomes.ended(delivery.inbox, self._clock(), refused=refused)
             self._slots.give_back(delivery.inbox, 1)
-            took_s = max(0.0, (self._now() - delivery.claimed_at).total_seconds())
-            self._tell_finished(Journey(delivery, self._now(), took_s, work.steps(self._clock())))
+            self._tell_finished(self._journey(work))
         else:
             self._waiting[delivery.id] = work
         if not self._attempts:
             self._idle.set()
         self._pauses.ends(delivery.id)
         self._ended.set()
+
+    def _journey(self, work: Work) -> Journey:
+        took_s = max(0.0, (self._now() - work.delivery.claimed_at).total_seconds())
+        return Journey(work.delivery, self._now(), took_s, work.steps(self._clock()))
 
     async def _remember(self, *works: Work) -> None:
         try:

@@ -74,7 +74,7 @@ class Work:
 
     def steps(self, ended: float) -> tuple[tuple[Step, float], ...]:
         """The steps of the latest attempt, and how many seconds each took, the last one until `ended`."""
-        ends = [at for _, at in self.entered[1:]] + [ended]
+        ends = [at for _, at in self.entered[1:]] + [ended] * bool(self.entered)
         return tuple((step, round(end - at, 6)) for (step, at), end in zip(self.entered, ends, strict=True))
 
 

@@ -6,7 +6,7 @@ sent.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,42 +14,49 @@ from attachd.delivery.filing import Filing, Leftover
 from attachd.delivery.lifecycle import Again, Bury, Redo, after_crash
 from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
 from attachd.delivery.texts import reason_text
+from attachd.errors import AccountError, InboxError
 from attachd.model import Delivery, DeliveryId, Failed, Failure, Posted, Reason, Sent, Step
 from attachd.ports import Journal, JournalIdentity
 
 
 async def recover(
     inbox: InboxPlan, journal: Journal, pipeline: Pipeline, *, known: Collection[DeliveryId], now: datetime
-) -> list[Work]:
-    """Settle what needs no network, and return what is to go on; `known` deliveries are in work already.
+) -> AsyncIterator[Work]:
+    """Settle what needs no network; gives each delivery as it then is, finished or to go on. `known` are in work
+    already.
 
-    Raises InboxError when the folder is in trouble; it may be called again then.
+    Raises InboxError when the folder or the journal's disk is in trouble; it may be called again then.
     """
     filing = inbox.filing
     trusted = await asyncio.to_thread(_made_these_claims, journal.identity, filing)
     rows = {row.id: row for row in await journal.unfinished() if row.inbox == inbox.name and row.id not in known}
-    to_go_on: list[Work] = []
-    for leftover in await asyncio.to_thread(lambda: list(filing.leftovers())):
-        if leftover.delivery in known:
-            continue
-        if leftover.name is None:
-            await asyncio.to_thread(filing.drop_claim, leftover.delivery)
-            continue
-        row = rows.pop(leftover.delivery, None) or await _row_of(leftover.delivery, journal)
-        delivery = _as_found(leftover, row, inbox, now)
-        match after_crash(delivery, journal_trusted=trusted):
-            case Again(delivery):
-                to_go_on.append(Work(delivery, filing.identity()))
-            case Redo():
-                to_go_on.append(Work(replace(delivery, state=_posted(delivery)), filing.identity()))
-            case Bury(failure):
-                await pipeline.bury(Work(delivery, filing.identity()), inbox, failure)
-    # Where the folder is none that this journal knows, what is not there may only be away, as an unmounted share is.
-    for row in rows.values() if trusted else ():
-        await journal.record(await asyncio.to_thread(_without_file, row, inbox, now), now)
+    try:
+        for leftover in await asyncio.to_thread(lambda: list(filing.leftovers())):
+            if leftover.delivery in known:
+                continue
+            if leftover.name is None:
+                await asyncio.to_thread(filing.drop_claim, leftover.delivery)
+                continue
+            row = rows.pop(leftover.delivery, None) or await _row_of(leftover.delivery, journal)
+            work = Work(_as_found(leftover, row, inbox, now), filing.identity())
+            match after_crash(work.delivery, journal_trusted=trusted):
+                case Again(delivery):
+                    work.delivery = delivery
+                case Redo():
+                    work.delivery = replace(work.delivery, state=_posted(work.delivery))
+                case Bury(failure):
+                    await pipeline.bury(work, inbox, failure)
+            yield work
+        # Where the folder is none that this journal knows, what is not there may only be away, as an unmounted share
+        # is.
+        for row in rows.values() if trusted else ():
+            done = await asyncio.to_thread(_without_file, row, inbox, now)
+            await journal.record(done, now)
+            yield Work(done, filing.identity())
+    except AccountError as error:
+        raise InboxError(error.reason, str(error), Step.FILING) from error
     # Only now: had it been signed first, a crash in between would make lost claims look like our own.
     await asyncio.to_thread(filing.sign_claims, journal.identity)
-    return to_go_on
 
 
 def _made_these_claims(journal: JournalIdentity, filing: Filing) -> bool:

@@ -116,9 +116,11 @@ class InboxIntake:
         lost: Lost,
         found: Found,
         clock: Callable[[], float],
+        trouble: InboxError | None = None,
         capacity: int = 4096,
         check_s: float = CHECK_S,
     ) -> None:
+        """`trouble` is what the inbox begins with: it is lost until it is found."""
         self.name = name
         self._rules = rules
         self._offer = offer
@@ -131,7 +133,7 @@ class InboxIntake:
         self._table = SettleTable(rules.settle_s, rescan_s=rules.rescan_s, capacity=capacity)
         self._root = -1
         self._real_path = ""
-        self._trouble: InboxError | None = None
+        self._trouble = trouble
         self._hung = False
         # Looking: what asks for a look, and when one may or must begin.
         self._wake = asyncio.Event()

@@ -180,13 +180,14 @@ def image(tmp_path: Path, mount: Mount) -> Callable[..., Path]:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the platform was asked. Only a guest session tells nothing of a file."""
+    """What the platform was asked; `standing` marks the question whether a message stands."""
 
     step: Step
     delivery: DeliveryId
     file_name: str = ""
     sha256: str = ""
     text: str = ""
+    standing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,7 @@ class ScriptedGateway:
         await self.after(call)
 
     async def find(self, upload: Upload) -> Found | NotThere | CannotAsk:
-        await self.before(Call(Step.MESSAGE, DeliveryId("?"), upload.document.file_name))
+        await self.before(Call(Step.MESSAGE, DeliveryId(""), upload.document.file_name, standing=True))
         if not self.can_ask:
             return CannotAsk()
         stands = any(message.attachment == upload.attachment for message in self.messages)
