@@ -224,17 +224,25 @@ class Dispatcher:
         """Try what is paused and due, without any file; returns in how many seconds to look again."""
         if self._stopping:
             return math.inf
+        silent_s = 0.0
         if account := self._pauses.account():
-            if (wait_s := self._pauses.canary_in_s(None)) > 0:
-                return wait_s
-            inboxes = [work.delivery.inbox for work in self._waiting.values()] or list(self._inboxes)
-            self._start_canary(inboxes[0], account.failure.step, attempts)
-            return math.inf
-        waits = {inbox: self._pauses.canary_in_s(inbox) for inbox in self._inboxes}
+            if account.by_canary:
+                if (wait_s := self._pauses.canary_in_s(None)) > 0:
+                    return wait_s
+                self._start_canary(self._inbox_for_canary(), account.failure.step, attempts)
+                return math.inf
+            # A delivery has to try it; the inbox it is from may wait for the canary in turn.
+            silent_s = self._pauses.probe_in_s(account) or 0.0
+        waits = {inbox: max(silent_s, self._pauses.canary_in_s(inbox)) for inbox in self._inboxes}
         for inbox, wait_s in waits.items():
             if wait_s <= 0:
                 self._start_canary(inbox, Step.SESSION, attempts)
         return min((wait_s for wait_s in waits.values() if wait_s > 0), default=math.inf)
+
+    def _inbox_for_canary(self) -> InboxName:
+        """One that is not in trouble itself, if there is one, for its guests get no further; rather one with files."""
+        inboxes = [*(work.delivery.inbox for work in self._waiting.values()), *self._inboxes]
+        return next((inbox for inbox in inboxes if not self._pauses.inbox(inbox)), inboxes[0])
 
     def _start_canary(self, inbox: InboxName, troubled: Step, attempts: asyncio.TaskGroup) -> None:
         self._pauses.starts(CANARY, inbox)
@@ -245,9 +253,9 @@ class Dispatcher:
             await self._pipeline.sing(inbox, troubled)
         except DeliveryError as error:
             if isinstance(error, InboxError | FileError):
-                # A refusal in words is an answer: the platform works, whatever is wrong with this inbox.
-                self._pauses.passed(CANARY, _NO_INBOX, Step.PUT)
-            self._pauses.failed(CANARY, inbox.name, error, strike=False, alone=False)
+                # A refusal in words is an answer: so far the platform works, whatever is wrong with this inbox.
+                self._pauses.passed(CANARY, _NO_INBOX, error.step)
+            self._refund(self._pauses.failed(CANARY, inbox.name, error, strike=False, alone=False))
         finally:
             self._pauses.ends(CANARY)
 
@@ -267,8 +275,9 @@ class Dispatcher:
         delivery = work.delivery
         own_s = 0.0
         if delivery.next_try_at is not None:
-            # The wall clock may have been set back since.
-            own_s = min((delivery.next_try_at - self._now()).total_seconds(), _LONGEST_NAP_S)
+            own_s = (delivery.next_try_at - self._now()).total_seconds()
+            if own_s > _LONGEST_NAP_S:  # nobody waits that long: the wall clock was set back since
+                own_s = 0.0
         if not self._pauses.paused(delivery.inbox):
             return own_s
         # What waits for the platform need not wait out its own time as well; what waits for its own file must.
@@ -281,7 +290,8 @@ class Dispatcher:
         waits = [
             self._pauses.probe_in_s(pause) for pause in pauses if pause and not pause.probe and not pause.by_canary
         ]
-        return min((max(wait_s, 0.05) for wait_s in waits if wait_s is not None), default=math.inf)
+        # What is due by now is granted as soon as somebody asks.
+        return min((wait_s for wait_s in waits if wait_s), default=math.inf)
 
     def _urgency(self, work: Work) -> tuple[bool, int, DeliveryId]:
         """Fairly among the inboxes, and in each in the order they came.
@@ -341,6 +351,8 @@ class Dispatcher:
             self._tell_deferred(work, error)
             return
         work.burial = verdict.failure
+        # Counted now and not when it is filed: others are judged meanwhile.
+        self._outcomes.ended(delivery.inbox, self._clock(), refused=_is_refusal(verdict.failure))
         try:
             await self._pipeline.bury(work, inbox, verdict.failure)
         except DeliveryError as trouble:
@@ -348,8 +360,7 @@ class Dispatcher:
             self._tell_deferred(work, trouble)
 
     def _is_one_too_many(self, delivery: Delivery, failure: Failure) -> bool:
-        refused = failure.step in PLATFORM_STEPS and failure.reason is not Reason.UNKNOWN_OUTCOME
-        return refused and self._outcomes.too_many_failures(delivery.inbox, self._clock())
+        return _is_refusal(failure) and self._outcomes.too_many_failures(delivery.inbox, self._clock())
 
     def _too_many_failures(self, failure: Failure) -> InboxError:
         detail = f"too many files in a row would have failed; this one because {failure.detail}"
@@ -366,9 +377,8 @@ class Dispatcher:
         del self._attempts[delivery.id]
         self._busy[delivery.inbox] -= 1
         if delivery.finished:
-            failure = delivery.state.failure if isinstance(delivery.state, Failed) else None
-            refused = failure is not None and failure.step in PLATFORM_STEPS
-            self._outcomes.ended(delivery.inbox, self._clock(), refused=refused)
+            if isinstance(delivery.state, Sent):
+                self._outcomes.ended(delivery.inbox, self._clock(), refused=False)
             self._slots.give_back(delivery.inbox, 1)
             self._tell_finished(self._journey(work))
         else:
@@ -445,6 +455,11 @@ class Dispatcher:
                 )
             case _:
                 pass
+
+
+def _is_refusal(failure: Failure) -> bool:
+    """Whether a file is given up for something the platform said."""
+    return failure.step in PLATFORM_STEPS and failure.reason is not Reason.UNKNOWN_OUTCOME
 
 
 def _is_suspect(work: Work) -> bool:

@@ -143,6 +143,12 @@ def unknown_outcome(state: Posting) -> Failure:
     return _unknown(f"the message was posted {times} and no answer came back")
 
 
+def changed_after_send() -> Failure:
+    """Why a file is not in `sent/` though its message stands."""
+    detail = "it was sent, and then somebody wrote to it: this file is not what the agent has"
+    return Failure(Reason.CHANGED_AFTER_SEND, detail, Step.FILING)
+
+
 def _unknown(detail: str) -> Failure:
     return Failure(Reason.UNKNOWN_OUTCOME, detail, Step.MESSAGE)
 

@@ -15,7 +15,7 @@ from typing import assert_never
 from attachd.delivery.content import Content, reading_error
 from attachd.delivery.filing import Filing, FolderIdentity
 from attachd.delivery.health import CANARY
-from attachd.delivery.lifecycle import Rules, may_post_again, unknown_outcome
+from attachd.delivery.lifecycle import Rules, changed_after_send, may_post_again, unknown_outcome
 from attachd.delivery.texts import message_text, reason_text
 from attachd.errors import AccountError, DeliveryError, TransientError, UnknownOutcome
 from attachd.model import (
@@ -178,6 +178,7 @@ class Pipeline:
         await self._file_sent(work, inbox)
 
     async def _send_uploaded(self, work: Work, inbox: InboxPlan, upload: Upload) -> None:
+        self._enter(work, Step.CHECK)
         async with (
             self._opened(work, inbox) as content,
             self._gateway.session(work.delivery.id, inbox.routing, resume=upload.guest) as session,
@@ -243,14 +244,19 @@ class Pipeline:
         except FileNotFoundError:
             self._demand_own_folder(work, inbox)
             filed_as = await asyncio.to_thread(inbox.filing.moved_before, delivery.id, delivery.name, delivery.version)
-            done = replace(delivery, state=Sent(upload, receipt, filed_as, posts), next_try_at=None)
+            if filed_as and not inbox.filing.was_sent(filed_as):
+                failure = changed_after_send()
+                text = reason_text(delivery, failure, self._now())
+                await asyncio.to_thread(inbox.filing.explain_failure, filed_as, text)
+                done = _failed(delivery, failure, filed_as)
+            else:
+                done = replace(delivery, state=Sent(upload, receipt, filed_as, posts), next_try_at=None)
         except OSError as error:
             raise reading_error(error, Step.FILING) from error
         await self._close(work, done)
 
     async def _file_changed(self, delivery: Delivery, inbox: InboxPlan) -> Delivery:
-        detail = "it was sent, and then somebody wrote to it: this file is not what the agent has"
-        failure = Failure(Reason.CHANGED_AFTER_SEND, detail, Step.FILING)
+        failure = changed_after_send()
         text = reason_text(delivery, failure, self._now())
         filed_as = await asyncio.to_thread(inbox.filing.to_failed, delivery.id, delivery.name, text)
         return _failed(delivery, failure, filed_as)

@@ -11,11 +11,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from attachd.delivery.filing import Filing, Leftover
-from attachd.delivery.lifecycle import Again, Bury, Redo, after_crash
+from attachd.delivery.lifecycle import Again, Bury, Redo, after_crash, changed_after_send, unknown_outcome
 from attachd.delivery.pipeline import InboxPlan, Pipeline, Work
 from attachd.delivery.texts import reason_text
 from attachd.errors import AccountError, InboxError
-from attachd.model import Delivery, DeliveryId, Failed, Failure, Posted, Reason, Sent, Step
+from attachd.model import Delivery, DeliveryId, Failed, Failure, Posted, Posting, Reason, Sent, Step
 from attachd.ports import Journal, JournalIdentity
 
 
@@ -91,14 +91,26 @@ def _posted(delivery: Delivery) -> Posted:
 
 def _without_file(row: Delivery, inbox: InboxPlan, now: datetime) -> Delivery:
     """A delivery whose file is not claimed any more: it was filed and that not recorded, or somebody took it away."""
-    filed_as = inbox.filing.find_filed(row.name, row.version)
-    if isinstance(row.state, Posted):
-        state = Sent(row.state.upload, row.state.receipt, filed_as or "", row.state.posts)
-        return replace(row, state=state, next_try_at=None)
-    if filed_as and row.last_failure:
-        failure = row.last_failure
-        if not inbox.filing.was_sent(filed_as):  # the crash may have come between the move and the reason
-            inbox.filing.explain_failure(filed_as, reason_text(row, failure, now))
-    else:
-        failure = Failure(Reason.VANISHED, "the claimed file was gone when attachd started", Step.CHECK)
-    return replace(row, state=Failed(failure, filed_as or ""), next_try_at=None, last_failure=failure)
+    filed_as = inbox.filing.find_filed(row.name, row.version) or ""
+    given_up = bool(filed_as) and not inbox.filing.was_sent(filed_as)
+    if isinstance(row.state, Posted) and not given_up:
+        return replace(
+            row, state=Sent(row.state.upload, row.state.receipt, filed_as, row.state.posts), next_try_at=None
+        )
+    failure = _why(row, given_up=given_up)
+    if given_up and inbox.filing.reason_beside(filed_as) is None:  # the crash came between the move and the reason
+        inbox.filing.explain_failure(filed_as, reason_text(row, failure, now))
+    return replace(row, state=Failed(failure, filed_as), next_try_at=None, last_failure=failure)
+
+
+def _why(row: Delivery, *, given_up: bool) -> Failure:
+    """Why a delivery whose file is not claimed any more has failed; what was said last may be lost in a power cut."""
+    if not given_up:
+        return Failure(Reason.VANISHED, "the claimed file was gone when attachd started", Step.CHECK)
+    match row.state:
+        case Posted():
+            return changed_after_send()
+        case Posting() if row.last_failure is None or row.last_failure.reason is not Reason.UNKNOWN_OUTCOME:
+            return unknown_outcome(row.state)
+        case _:
+            return row.last_failure or Failure(Reason.GAVE_UP, "why it was given up is not known any more", Step.CHECK)
