@@ -106,7 +106,8 @@ async def _report_deployment(settings: Config, gateway: WebMessaging, report: "_
     takes = f"{', '.join(sorted(profile.types))}, up to {readable_size(profile.max_bytes)}"
     blocked = f", but no {' '.join(sorted(profile.blocked))}" if profile.blocked else ""
     report.fine(f"platform: it takes {takes}{blocked}")
-    if profile.max_bytes < settings.platform.max_file_size:
+    # The profile's kilobytes are taken as 1,000 bytes to be safe; where only that makes the difference nothing is said.
+    if profile.max_bytes * 1024 // 1000 < settings.platform.max_file_size:
         limit = readable_size(profile.max_bytes)
         report.note(f"platform.max_file_size is above the deployment's {limit}: larger files are refused there")
     for inbox in settings.inboxes:

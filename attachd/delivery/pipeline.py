@@ -192,6 +192,7 @@ class Pipeline:
         match await self._gateway.find(posting.upload):
             case Found(receipt):
                 work.delivery = replace(work.delivery, state=Posted(posting.upload, receipt, posting.posts))
+                self._passed(work, Step.MESSAGE)
                 await self._file_sent(work, inbox)
             case NotThere():
                 await self._post_again(work, inbox, replace(posting, posts=0))  # none of them was accepted
