@@ -17,7 +17,7 @@ from tests.campaign.nursery import Nursery
 from tests.campaign.report import OTHER, Tally, Violation, table
 from tests.campaign.scene import Scene
 
-PARTS = ("kills", "syscalls", "errors", "disks", "power", "faults")
+PARTS = ("kills", "kills-wm", "syscalls", "errors", "disks", "power", "faults")
 
 _SHOWN = 40
 
@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--cuts", type=int, default=50)
+    parser.add_argument("--wm-kills", type=int, default=200, help="kills over the web messaging gateway")
     parser.add_argument("--stride", type=int, default=1, help="every how many-th system call is struck")
     parser.add_argument("--points", action="store_true", help="say where was struck how often")
     parser.add_argument("--base", type=Path, help="a folder to work in, on a real disk")
@@ -75,6 +76,9 @@ async def _campaign(given: argparse.Namespace, parts: list[str], base: Path) -> 
         scene = Scene(base, nursery, given.seed, tell)
         runs: dict[str, Callable[[], Awaitable[Tally]]] = {
             "kills": lambda: kills.run(scene, kills=given.kills, files=given.files),
+            "kills-wm": lambda: kills.run(
+                scene, kills=given.wm_kills, files=4 * given.wm_kills, gateway="webmessaging"
+            ),
             "syscalls": lambda: calls.run(scene, every_call=given.stride == 1),
             "errors": lambda: errors.run(scene, stride=given.stride),
             "disks": lambda: disks.run(scene),

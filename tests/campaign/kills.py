@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 
-from attachd.sandbox import Step
+from attachd.sandbox import Gateway, Stage, Step, step_of
 from tests.campaign.judgement import judge, only_what_was_dropped, world_folder
 from tests.campaign.platform import Platform, open_platform
 from tests.campaign.report import STRIKES, Tally
@@ -19,13 +19,13 @@ _ROUND = 50
 """Kills before the inboxes are let empty, and looked at in full."""
 _COLD_EVERY = 40
 """A start from scratch now and then, so that nothing hangs on how the others are started."""
-_STEPS = (Step.TOKEN, Step.GUEST, Step.UPLOAD, Step.PUT, Step.CONVERSATION, Step.CONVERSATION)
+_STAGES = (Stage.SESSION, Stage.UPLOAD, Stage.PUT, Stage.CONVERSATION, Stage.CONVERSATION)
 
 
-async def run(scene: Scene, *, kills: int, files: int) -> Tally:
-    tally = Tally("kills")
+async def run(scene: Scene, *, kills: int, files: int, gateway: Gateway = "webchat") -> Tally:
+    tally = Tally("kills" if gateway == "webchat" else "kills (wm)")
     began = time.monotonic()
-    async with open_platform() as platform:
+    async with open_platform(gateway) as platform:
         halves = ("resend", "hold")
         await asyncio.gather(*(_besiege(scene, platform, tally, half, kills // 2, files // 2) for half in halves))
         only_what_was_dropped(platform, tally, scene.seed)
@@ -72,7 +72,7 @@ async def _moment(world: World, chance: random.Random) -> str:
     if kind == "waiting":
         await asyncio.sleep(min(1.0, chance.expovariate(1 / 0.06)))
         return kind
-    step = Step.CONVERSATION if kind == "accepted" else chance.choice(_STEPS[1:])
+    step = step_of(Stage.CONVERSATION if kind == "accepted" else chance.choice(_STAGES), world.platform.gateway)
     arrived = asyncio.Event()
     skip = chance.randint(0, 6)
 

@@ -4,14 +4,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from attachd.sandbox import Message, Sandbox, SandboxSettings, Step, sigv4
+from attachd.sandbox import Gateway, Message, Sandbox, SandboxSettings, Step, sigv4
 
 
 class Platform:
     """A running sandbox, `secrets` that must never appear anywhere, and who wants to hear of requests."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, gateway: Gateway) -> None:
         self.sandbox = sandbox
+        self.gateway = gateway
         self.secrets = {sandbox.client_secret}
         self.dropped: set[str] = set()
         """The SHA-256 of all content that was ever dropped: nothing else may arrive."""
@@ -45,10 +46,11 @@ class Platform:
 
 
 @asynccontextmanager
-async def open_platform(**settings: Any) -> AsyncIterator[Platform]:
+async def open_platform(gateway: Gateway = "webchat", **settings: Any) -> AsyncIterator[Platform]:
     """A platform without a quota: it would only slow the campaign down."""
-    async with Sandbox(SandboxSettings(requests_per_second=0, **settings)) as sandbox:
-        platform = Platform(sandbox)
+    limits = dict.fromkeys(("requests_per_second", "connections_per_minute", "configures_per_minute"), 0)
+    async with Sandbox(SandboxSettings(**limits, **settings)) as sandbox:
+        platform = Platform(sandbox, gateway)
         _open.append(platform)
         try:
             yield platform

@@ -140,7 +140,9 @@ class World:
         self.notes: list[str] = []
 
     def _settings(self, delivery: dict[str, Any]) -> dict[str, Any]:
-        settings: dict[str, Any] = yaml.safe_load(self.platform.sandbox.config_yaml(self.root, self.state_dir))
+        platform = self.platform
+        text = platform.sandbox.config_yaml(self.root, self.state_dir, gateway=platform.gateway)
+        settings: dict[str, Any] = yaml.safe_load(text)
         settings["platform"] |= {"requests_per_second": 10000, "max_file_size": "4MiB"}
         settings["delivery"] = {
             "concurrency": self.concurrency,
@@ -172,7 +174,9 @@ class World:
         if hidden:
             name = f"draft-{number:05}.pdf"
         if name is None:
-            name = chance.choice(_ODD_NAMES) if chance.random() < 0.05 else f"scan-{number:05}.pdf"
+            # A guest's file must have an extension, says the protocol: to refuse one without is right.
+            odd = [name for name in _ODD_NAMES if self.platform.gateway == "webchat" or "." in name]
+            name = chance.choice(odd) if chance.random() < 0.05 else f"scan-{number:05}.pdf"
             if chance.random() < 0.1:
                 name = "scan.pdf"
         inbox = chance.choice(self.inboxes)
