@@ -145,7 +145,7 @@ class Daemon:
                 tasks.create_task(silence.remember(), name="silence"),
                 tasks.create_task(summarise(journal, lambda: inboxes.intakes), name="summaries"),
                 tasks.create_task(measure_scans(metrics, lambda: inboxes.intakes), name="scan figures"),
-                tasks.create_task(feed_watchdog(notifier), name="watchdog"),
+                tasks.create_task(feed_watchdog(notifier, dispatcher), name="watchdog"),
                 tasks.create_task(self._reloads(inboxes, dispatcher, pauses, tasks, notifier), name="reloads"),
             ]
             log.info("daemon.ready", version=__version__, inboxes=list(inboxes.plans))
@@ -292,11 +292,12 @@ async def greet(gateway: Webchat | WebMessaging, pauses: Pauses) -> None:
 # --- at regular times -----------------------------------------------------------------------------------------------
 
 
-async def feed_watchdog(notifier: Notifier) -> None:
-    """Tell systemd that the loop turns; when it hangs, systemd starts the daemon again."""
+async def feed_watchdog(notifier: Notifier, dispatcher: Dispatcher) -> None:
+    """Tell systemd that the loop that does the work turns; when it hangs, systemd starts the daemon again."""
     if (interval_s := notifier.watchdog_interval_s) is None:
         return
     while True:
+        await dispatcher.turned()
         notifier.watchdog()
         await asyncio.sleep(interval_s)
 

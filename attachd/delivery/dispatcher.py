@@ -91,6 +91,7 @@ class Dispatcher:
         self._stopping = False
         self._pauses_ended = 0
         self._ended = asyncio.Event()
+        self._turned = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -189,6 +190,7 @@ class Dispatcher:
         async with asyncio.TaskGroup() as attempts:
             while True:
                 self._pauses.changed.clear()
+                self._turned.set()
                 if self._pauses.ended > self._pauses_ended:
                     self._pauses_ended = self._pauses.ended
                     self._hurry()
@@ -199,6 +201,12 @@ class Dispatcher:
                         await self._pauses.changed.wait()
                 except TimeoutError:
                     continue
+
+    async def turned(self) -> None:
+        """Return once `run` has gone round: a sign of life of the loop that does the work."""
+        self._turned.clear()
+        self._pauses.changed.set()
+        await self._turned.wait()
 
     def stop(self) -> None:
         """Claim and begin nothing more."""
