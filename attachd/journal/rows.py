@@ -74,7 +74,7 @@ def to_text(value: str | bytes) -> str:
 
 
 def to_row(delivery: Delivery, now: datetime) -> dict[str, Value]:
-    """All columns; those that do not belong to the state are None."""
+    """All columns in their order; those that do not belong to the state are None."""
     version, state = delivery.version, delivery.state
     row: dict[str, Value] = {
         **dict.fromkeys(COLUMNS),

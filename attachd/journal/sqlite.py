@@ -25,12 +25,12 @@ FORGET_SLICE = 200
 
 _FINISHED = (StateName.SENT, StateName.FAILED)
 _LIST = ", ".join(COLUMNS)
-_SET = ", ".join(f"{column} = :{column}" for column in COLUMNS if column != "id")
-_VALUES = ", ".join(f":{column}" for column in COLUMNS)
+_SET = ", ".join(f"{column} = ?" for column in COLUMNS[1:])
+_VALUES = ", ".join("?" * len(COLUMNS))
 
 # Every part is a constant of this module; what varies is bound.
-_UPDATE_UNFINISHED = f"UPDATE unfinished SET {_SET} WHERE id = :id"  # noqa: S608
-_INSERT_UNFINISHED = f"INSERT INTO unfinished ({_LIST}) VALUES ({_VALUES})"  # noqa: S608
+_UPDATE_UNFINISHED = f"UPDATE unfinished SET {_SET} WHERE id = ?"  # noqa: S608
+_INSERT_UNFINISHED = f"INSERT INTO unfinished ({_LIST}) VALUES ({_VALUES}) ON CONFLICT (id) DO NOTHING"  # noqa: S608
 _INSERT_FINISHED = f"INSERT INTO finished ({_LIST}) VALUES ({_VALUES})"  # noqa: S608
 _SELECT_UNFINISHED = f"SELECT {_LIST} FROM unfinished"  # noqa: S608
 _SELECT_FINISHED = f"SELECT {_LIST} FROM finished"  # noqa: S608
@@ -201,25 +201,33 @@ def _must_last(delivery: Delivery) -> bool:
     return isinstance(delivery.state, Posting | Posted)
 
 
-def _put(connection: sqlite3.Connection, row: dict[str, Value]) -> None:
-    if row["state"] not in _FINISHED:
-        if connection.execute(_UPDATE_UNFINISHED, row).rowcount == 0:
-            connection.execute("DELETE FROM finished WHERE id = :id", row)
-            connection.execute(_INSERT_UNFINISHED, row)
+def _put(connection: sqlite3.Connection, row: Row) -> None:
+    """Each statement costs: the usual case comes first, a new one, then one that is known."""
+    delivery, *rest = values = tuple(row.values())  # in the order of the columns, as `to_row` has them
+    if row["state"] in _FINISHED:
+        _finish(connection, row, values)
         return
+    if row["tries"] == 0 and connection.execute(_INSERT_UNFINISHED, values).rowcount == 1:
+        connection.execute("DELETE FROM finished WHERE id = ?", (delivery,))
+    elif connection.execute(_UPDATE_UNFINISHED, (*rest, delivery)).rowcount == 0:
+        connection.execute("DELETE FROM finished WHERE id = ?", (delivery,))
+        connection.execute(_INSERT_UNFINISHED, values)
+
+
+def _finish(connection: sqlite3.Connection, row: Row, values: Sequence[Value]) -> None:
     counted_as: str | None = None
-    if connection.execute("DELETE FROM unfinished WHERE id = :id", row).rowcount == 0:
-        before = connection.execute("SELECT state FROM finished WHERE id = :id", row).fetchone()
+    if connection.execute("DELETE FROM unfinished WHERE id = ?", values[:1]).rowcount == 0:
+        before = connection.execute("SELECT state FROM finished WHERE id = ?", values[:1]).fetchone()
         if before is not None:
             counted_as = before[0]
-            connection.execute("DELETE FROM finished WHERE id = :id", row)
-    connection.execute(_INSERT_FINISHED, row)
+            connection.execute("DELETE FROM finished WHERE id = ?", values[:1])
+    connection.execute(_INSERT_FINISHED, values)
     # Saying the same twice is one outcome; whatever else ends anew counts anew.
     if counted_as != row["state"]:
         connection.execute(
-            "INSERT INTO finished_counts (inbox, state, n) VALUES (:inbox, :state, 1) "
+            "INSERT INTO finished_counts (inbox, state, n) VALUES (?, ?, 1) "
             "ON CONFLICT (inbox, state) DO UPDATE SET n = n + 1",
-            row,
+            (row["inbox"], row["state"]),
         )
 
 

@@ -238,12 +238,20 @@ def _transact(store: Store, batch: list[_Call], durable: bool) -> list[_Answer]:
     connection = store.connection
     store.set_durable(durable)
     connection.execute("BEGIN IMMEDIATE")
-    answers = [_do(connection, call) for call in batch]
+    try:
+        answers = [_Answer(call, result=call.work(connection)) for call in batch]
+    except Exception as error:
+        if not _concerns_one_caller(error):
+            raise
+        # Rare, so only now each call pays for being undone alone.
+        store.roll_back()
+        connection.execute("BEGIN IMMEDIATE")
+        answers = [_do_alone(connection, call) for call in batch]
     connection.execute("COMMIT")
     return answers
 
 
-def _do(connection: sqlite3.Connection, call: _Call) -> _Answer:
+def _do_alone(connection: sqlite3.Connection, call: _Call) -> _Answer:
     connection.execute("SAVEPOINT call")
     try:
         answer = _Answer(call, result=call.work(connection))
