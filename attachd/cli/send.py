@@ -93,7 +93,7 @@ class _Sender:
 
             async with self._gateway.session(delivery.id, self._inbox.routing) as session:
                 attachment = await session.upload(document, read)
-                await content.demand(content.sha256)
+                await asyncio.to_thread(content.demand, content.sha256)
                 text = message_text(self._template, self._inbox.name, delivery, document)
                 return await session.post(attachment, document, text)
         finally:

@@ -28,12 +28,13 @@ _NAME_CHARACTERS = 128  # ours, far below the 1,024 that the platform is said to
 
 
 class Content:
-    """An open file and what the platform is told of it; owns the descriptor it is given. Only `look` blocks."""
+    """An open file and what the platform is told of it; owns the descriptor it is given."""
 
     def __init__(self, opened: int, name: str) -> None:
         self._opened = opened
         self._name = name
         self._first = b""
+        self._first_digest = hashlib.sha256()
         self._digest = ""
         self.document = Document(platform_name(name), "application/octet-stream", 0)
 
@@ -49,6 +50,7 @@ class Content:
             detail = f"the file has {size:,} bytes; the platform takes at most {max_bytes:,}"
             raise FileError(Reason.TOO_LARGE, detail, Step.CHECK)
         self._first = os.pread(self._opened, min(PIECE_BYTES, size), 0)
+        self._first_digest = hashlib.sha256(self._first)
         kind = content_type(self._first[:_HEAD_BYTES], self._name)
         if not any(fnmatch.fnmatchcase(kind, allowed.lower()) for allowed in allow_types):
             detail = f"its content is {kind}, and this inbox takes {', '.join(allow_types)}"
@@ -60,30 +62,33 @@ class Content:
 
         Raises TransientError: changed, when the file got shorter (that must not look like an outage); unreadable.
         """
-        digest = hashlib.sha256()
+        digest = self._first_digest.copy()
         offset, size, piece = 0, self.document.size, self._first
         while offset < size:
-            with _unreadable():
-                wanted = min(PIECE_BYTES, size - offset)
-                piece = piece or await asyncio.to_thread(os.pread, self._opened, wanted, offset)
+            if offset:
+                with _unreadable():
+                    piece = await asyncio.to_thread(self._next, digest, offset, min(PIECE_BYTES, size - offset))
             if not piece:
                 raise _changed("it got shorter while it was uploaded")
-            digest.update(piece)
             offset += len(piece)
             if offset == size:  # said before the last piece is given out: nobody need ask for more after it
                 self._digest = digest.hexdigest()
             yield piece
-            piece = b""
+
+    def _next(self, digest: "hashlib._Hash", offset: int, wanted: int) -> bytes:
+        piece = os.pread(self._opened, wanted, offset)
+        digest.update(piece)
+        return piece
 
     @property
     def sha256(self) -> str:
         """The hex digest of what `read` gave out when it last came to its last piece; empty before."""
         return self._digest
 
-    async def demand(self, sha256: str) -> None:
-        """Raise TransientError (changed, unreadable) unless the file still has the content with this digest."""
+    def demand(self, sha256: str) -> None:
+        """Raise TransientError (changed, unreadable) unless the file still has the content with this digest. Blocks."""
         with _unreadable():
-            found = await asyncio.to_thread(digest_of, self._opened)
+            found = digest_of(self._opened)
         if found != sha256:
             raise _changed("it was changed after it was uploaded")
 
@@ -94,8 +99,8 @@ class Content:
 
 def digest_of(opened: int) -> str:
     """The hex SHA-256 of an open file as it is now. Blocks."""
-    digest, offset = hashlib.sha256(), 0
-    while piece := os.pread(opened, PIECE_BYTES, offset):
+    digest, offset, size = hashlib.sha256(), 0, os.fstat(opened).st_size
+    while offset < size and (piece := os.pread(opened, PIECE_BYTES, offset)):
         digest.update(piece)
         offset += len(piece)
     return digest.hexdigest()

@@ -9,9 +9,10 @@ import asyncio
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 import structlog
 
@@ -84,7 +85,7 @@ class Dispatcher:
         self._waiting: dict[DeliveryId, Work] = {}
         self._attempts: dict[DeliveryId, tuple[Work, asyncio.Task[None]]] = {}
         self._busy: Counter[InboxName] = Counter()
-        self._slots = Slots(CLAIMED_PER_WORKER * concurrency, self._allowance)
+        self._slots = Slots(CLAIMED_PER_WORKER * concurrency, concurrency, self._allowance)
         self._slots.serve(list(inboxes))
         self._outcomes = Outcomes()
         self._latest: deque[Journey] = deque(maxlen=LATEST)
@@ -107,7 +108,7 @@ class Dispatcher:
         self._rules = rules
         self._pipeline.go_by(rules)
         self._concurrency = concurrency
-        self._slots.resize(CLAIMED_PER_WORKER * concurrency)
+        self._slots.resize(CLAIMED_PER_WORKER * concurrency, concurrency)
         self._pauses.changed.set()
 
     async def cleared(self, inbox: InboxName) -> None:
@@ -164,8 +165,9 @@ class Dispatcher:
                         file=sighting.name,
                         size=claim.version.size,
                     )
-            await self._remember(*claimed)
-            self._take_in(claimed)
+            if claimed:
+                await self._remember(*claimed)
+                self._take_in(claimed)
         finally:
             self._slots.give_back(inbox, granted - len(claimed))
         return [(sighting, claim.result) for (_, sighting), claim in zip(wanted, claims, strict=True)]
@@ -271,22 +273,28 @@ class Dispatcher:
         """Begin what may begin; returns in how many seconds to look again."""
         while not self._stopping and len(self._attempts) < self._concurrency:
             slow_lane_taken = any(_is_suspect(work) for work, _ in self._attempts.values())
-            waits = [(self._wait_s(work), work) for work in self._waiting.values()]
-            due = [work for wait_s, work in waits if wait_s <= 0 and not (slow_lane_taken and _is_suspect(work))]
+            paused = {inbox for inbox in self._inboxes if self._pauses.paused(inbox)}
+            due, soonest_s = list[Work](), math.inf
+            for work in self._waiting.values():
+                if (wait_s := self._wait_s(work, paused)) > 0:
+                    soonest_s = min(soonest_s, wait_s)
+                elif not (slow_lane_taken and _is_suspect(work)):
+                    due.append(work)
             if not due:
-                soonest = min((wait_s for wait_s, _ in waits if wait_s > 0), default=math.inf)
-                return min(soonest, self._next_probe_s())
-            self._start(min(due, key=self._urgency), attempts)
+                return min(soonest_s, self._next_probe_s())
+            self._start(min(due, key=partial(self._urgency, paused)), attempts)
         return math.inf
 
-    def _wait_s(self, work: Work) -> float:
+    def _wait_s(self, work: Work, paused: Set[InboxName]) -> float:
         delivery = work.delivery
+        if delivery.next_try_at is None and delivery.inbox not in paused:
+            return 0.0
         own_s = 0.0
         if delivery.next_try_at is not None:
             own_s = (delivery.next_try_at - self._now()).total_seconds()
             if own_s > _LONGEST_NAP_S:  # nobody waits that long: the wall clock was set back since
                 own_s = 0.0
-        if not self._pauses.paused(delivery.inbox):
+        if delivery.inbox not in paused:
             return own_s
         # What waits for the platform need not wait out its own time as well; what waits for its own file must.
         local = delivery.last_failure is not None and delivery.last_failure.step is Step.CHECK
@@ -301,13 +309,13 @@ class Dispatcher:
         # What is due by now is granted as soon as somebody asks.
         return min((wait_s for wait_s in waits if wait_s), default=math.inf)
 
-    def _urgency(self, work: Work) -> tuple[bool, int, DeliveryId]:
+    def _urgency(self, paused: Set[InboxName], work: Work) -> tuple[bool, int, DeliveryId]:
         """Fairly among the inboxes, and in each in the order they came.
 
         As a probe rather one that nobody can have seen yet than a message in doubt, which may be posted only so often.
         """
         delivery = work.delivery
-        doubtful = isinstance(delivery.state, Posting) and self._pauses.paused(delivery.inbox)
+        doubtful = delivery.inbox in paused and isinstance(delivery.state, Posting)
         return doubtful, self._busy[delivery.inbox], delivery.id
 
     def _hurry(self) -> None:
@@ -402,8 +410,7 @@ class Dispatcher:
 
     async def _remember(self, *works: Work) -> None:
         try:
-            for work in works:
-                await self._journal.record(work.delivery, self._now())
+            await self._journal.admit([work.delivery for work in works], self._now())
         except AccountError:
             # No room. This much need not be remembered: without it a crash only makes the deliveries start over.
             log.debug("journal.full")

@@ -20,8 +20,9 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 from attachd.delivery.content import digest_of
 from attachd.errors import InboxError
@@ -55,6 +56,15 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class Sending:
+    """A claimed file to be moved to `sent/` if its content still has this digest (hex SHA-256)."""
+
+    delivery: DeliveryId
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Leftover:
     """A folder below `claimed/`; `name` and `version` are None when it is empty: the file is elsewhere."""
 
@@ -76,6 +86,9 @@ class Filing:
         self._root = _NO_FOLDER
         self._own = _NO_FOLDER
         self._claimed = _NO_FOLDER
+        self._identity: FolderIdentity = (0, 0)
+        self._mount = ""
+        self._on_this_mount: set[FolderIdentity] = set()
         self._drafting = threading.Lock()
         self.signed = False
         """Whether this process has signed the claims."""
@@ -91,6 +104,7 @@ class Filing:
         with self._trouble("open"):
             self._root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
+                self._identity, self._mount = _identity(os.fstat(self._root)), _mount_of(self._root)
                 self._own = self._private_folder(self._root, OWN_FOLDER)
                 try:
                     fcntl.flock(self._own, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,10 +157,7 @@ class Filing:
 
     def identity(self) -> FolderIdentity:
         """Which folder this is, whatever path it has; (0, 0) while none is held."""
-        if self._root == _NO_FOLDER:
-            return 0, 0
-        found = os.fstat(self._root)
-        return found.st_dev, found.st_ino
+        return self._identity
 
     def is_current(self) -> bool:
         """Whether what is held is still what lies at the inbox's path. Raises InboxError when nothing does."""
@@ -164,6 +175,8 @@ class Filing:
             if descriptor != _NO_FOLDER:
                 os.close(descriptor)
         self._root = self._own = self._claimed = _NO_FOLDER
+        self._identity, self._mount = (0, 0), ""
+        self._on_this_mount.clear()
 
     def _private_folder(self, parent: int, name: str) -> int:
         with contextlib.suppress(FileExistsError):
@@ -188,22 +201,22 @@ class Filing:
 
     def _shared_folder(self, relative: str) -> int:
         """Open a folder that people look into, making what is missing with the permissions of the inbox itself."""
-        inbox = os.fstat(self._root)
-        folder = os.dup(self._root)
+        folder = self._root
         for name in relative.split("/"):
             try:
                 try:
                     below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
                 except FileNotFoundError:
                     # Not the sticky bit and not writable for everybody: what is filed is nobody's to remove.
-                    mode = stat.S_IMODE(inbox.st_mode) & 0o2775 | 0o700
+                    mode = stat.S_IMODE(os.fstat(self._root).st_mode) & 0o2775 | 0o700
                     with contextlib.suppress(FileExistsError):  # another file's thread was first
                         os.mkdir(name, mode & 0o777, dir_fd=folder)
                     below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
                     _set_mode(below, mode)  # the umask took some of it away
                     os.fsync(folder)
             finally:
-                os.close(folder)
+                if folder != self._root:
+                    os.close(folder)
             folder = below
         try:
             self._same_filesystem(folder, relative)
@@ -213,9 +226,13 @@ class Filing:
         return folder
 
     def _same_filesystem(self, folder: int, name: str) -> None:
-        if os.fstat(folder).st_dev != os.fstat(self._root).st_dev or _mount_of(folder) != _mount_of(self._root):
+        identity = _identity(os.fstat(folder))
+        if identity in self._on_this_mount:
+            return
+        if identity[0] != self._identity[0] or _mount_of(folder) != self._mount:
             detail = f"{self.path / name} {_OTHER_FILESYSTEM}"
             raise InboxError(Reason.FOLDER_NOT_WRITABLE, detail, Step.FILING)
+        self._on_this_mount.add(identity)
 
     def _no_folder(self, name: str) -> InboxError:
         detail = f"{self.path / name} is not a folder but a file or a link; attachd needs a folder there, move it away"
@@ -246,30 +263,27 @@ class Filing:
     # --- claiming -------------------------------------------------------------------------------------------------
 
     def claim(self, wanted: Sequence[tuple[DeliveryId, Sighting]]) -> list[Claimed]:
-        """Take the sighted versions out of the inbox; one answer for each, in order.
+        """Take the sighted versions out of the inbox, durably; one answer for each, in order.
 
         The file is synced before it is renamed: a producer need not have done so, and a claim that survives a power cut
         without its bytes would be an empty document. Raises InboxError when the folder or the disk is in trouble; what
         was already claimed by then is found again by `leftovers()`.
         """
-        results = [Claimed(ClaimResult.GONE)] * len(wanted)
-        touched: set[str] = set()
         with self._trouble("claim from"):
             self._lay_ballast()
-            made: list[int] = []
-            for index, (delivery, sighting) in enumerate(wanted):
-                result = self._fit_to_claim(sighting)
-                results[index] = Claimed(result)
-                if result is ClaimResult.CLAIMED:
-                    os.mkdir(delivery, 0o700, dir_fd=self._claimed)
-                    made.append(index)
-            if made:
+            results = [Claimed(self._fit_to_claim(sighting)) for _, sighting in wanted]
+            fit = [index for index, found in enumerate(results) if found.result is ClaimResult.CLAIMED]
+            for index in fit:
+                os.mkdir(wanted[index][0], 0o700, dir_fd=self._claimed)
+            if fit:
                 os.fsync(self._claimed)
-            for index in made:
-                delivery, sighting = wanted[index]
-                results[index] = self._take(delivery, sighting)
-                touched.add(os.path.dirname(sighting.name))
-            for folder in touched:
+            for index in fit:
+                results[index] = self._take(*wanted[index])
+            # After all renames, so that the disk can bring them down together.
+            taken = [wanted[index] for index in fit if results[index].version is not None]
+            for delivery, _ in taken:
+                _sync_folder(delivery, self._claimed)
+            for folder in {os.path.dirname(sighting.name) for _, sighting in taken}:
                 # A sub-folder can be gone by now; then nothing can come back in it either.
                 with contextlib.suppress(*_ONE_GONE if folder else ()), self._folder_of(folder) as parent:
                     os.fsync(parent)
@@ -288,9 +302,9 @@ class Filing:
                 return ClaimResult.NOT_A_FILE
             if version_of(found) != sighting.version:
                 return ClaimResult.CHANGED
+            os.fsync(opened)
             if _open_for_writing(opened):
                 return ClaimResult.BUSY
-            os.fsync(opened)
         finally:
             os.close(opened)
         return ClaimResult.CLAIMED
@@ -300,33 +314,29 @@ class Filing:
         file, or put another one under its name.
         """
         base = os.path.basename(sighting.name)
-        folder = os.open(delivery, _OPEN_FOLDER, dir_fd=self._claimed)
+        claimed = os.path.join(delivery, base)
         try:
-            try:
-                with self._folder_of(os.path.dirname(sighting.name)) as parent:
-                    try:
-                        os.rename(base, base, src_dir_fd=parent, dst_dir_fd=folder)
-                    except PermissionError:
-                        # An immutable file, or somebody else's in a sticky folder, is no reason to stop the others.
-                        if not os.access(".", os.W_OK | os.X_OK, dir_fd=parent, effective_ids=True):
-                            raise
-                        os.rmdir(delivery, dir_fd=self._claimed)
-                        return Claimed(ClaimResult.UNREADABLE)
-            except _ONE_GONE:
-                os.rmdir(delivery, dir_fd=self._claimed)
-                return Claimed(ClaimResult.GONE)
-            found = os.stat(base, dir_fd=folder, follow_symlinks=False)
-            result = self._fit_to_keep(folder, base, found, sighting.version)
-            if result is not ClaimResult.CLAIMED:
-                self._put_back(folder, base, sighting.name)
-                os.rmdir(delivery, dir_fd=self._claimed)
-                return Claimed(result)
-            os.fsync(folder)
-            return Claimed(ClaimResult.CLAIMED, version_of(found))
-        finally:
-            os.close(folder)
+            with self._folder_of(os.path.dirname(sighting.name)) as parent:
+                try:
+                    os.rename(base, claimed, src_dir_fd=parent, dst_dir_fd=self._claimed)
+                except PermissionError:
+                    # An immutable file, or somebody else's in a sticky folder, is no reason to stop the others.
+                    if not os.access(".", os.W_OK | os.X_OK, dir_fd=parent, effective_ids=True):
+                        raise
+                    os.rmdir(delivery, dir_fd=self._claimed)
+                    return Claimed(ClaimResult.UNREADABLE)
+        except _ONE_GONE:
+            os.rmdir(delivery, dir_fd=self._claimed)
+            return Claimed(ClaimResult.GONE)
+        found = os.stat(claimed, dir_fd=self._claimed, follow_symlinks=False)
+        result = self._fit_to_keep(claimed, found, sighting.version)
+        if result is not ClaimResult.CLAIMED:
+            self._put_back(claimed, sighting.name)
+            os.rmdir(delivery, dir_fd=self._claimed)
+            return Claimed(result)
+        return Claimed(ClaimResult.CLAIMED, version_of(found))
 
-    def _fit_to_keep(self, folder: int, base: str, found: os.stat_result, sighted: Version) -> ClaimResult:
+    def _fit_to_keep(self, claimed: str, found: os.stat_result, sighted: Version) -> ClaimResult:
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
             return ClaimResult.NOT_A_FILE
         if (found.st_dev, found.st_ino) == (sighted.device, sighted.inode):
@@ -335,20 +345,20 @@ class Filing:
             return ClaimResult.CLAIMED if same else ClaimResult.CHANGED
         # Another file was put there whole, as a producer that renames over its own does; or it is only begun.
         try:
-            opened = os.open(base, _OPEN, dir_fd=folder)
+            opened = os.open(claimed, _OPEN, dir_fd=self._claimed)
         except OSError as error:
             return _refusal(error)
         try:
+            os.fsync(opened)
             if _open_for_writing(opened):
                 return ClaimResult.BUSY
-            os.fsync(opened)
         finally:
             os.close(opened)
         return ClaimResult.CLAIMED
 
-    def _put_back(self, folder: int, base: str, name: str) -> None:
+    def _put_back(self, claimed: str, name: str) -> None:
         with self._folder_of(os.path.dirname(name)) as parent:
-            _rename_to_free_name(folder, base, parent)
+            _rename_to_free_name(self._claimed, claimed, parent)
             os.fsync(parent)
 
     def leftovers(self) -> Iterator[Leftover]:
@@ -383,26 +393,23 @@ class Filing:
         Raises FileNotFoundError when it is not there, OSError when it cannot be read, InboxError when the folder is
         gone.
         """
-        with self._claim_of(delivery) as folder:
-            return os.open(os.path.basename(name), _OPEN, dir_fd=folder)
+        self._demand_same_folder()
+        return os.open(_claimed_as(delivery, name), _OPEN, dir_fd=self._claimed)
 
-    def has_content(self, delivery: DeliveryId, name: str, sha256: str) -> bool:
-        """Whether the claimed file still has the content with this digest. Raises as `open_claimed`."""
-        opened = self.open_claimed(delivery, name)
-        try:
-            return digest_of(opened) == sha256
-        finally:
-            os.close(opened)
+    def to_sent(self, wanted: Sequence[Sending]) -> list[str | Exception | None]:
+        """Move claimed files to `sent/`, with each folder synced once for all of them; an answer for each, in order.
 
-    def to_sent(self, delivery: DeliveryId, name: str) -> str:
-        """Move a claimed file to `sent/`; returns its path relative to the inbox. Raises as `open_claimed`."""
-        filed_as = self._move(delivery, name, self._sent)
-        self._forget_reason(name)
-        return filed_as
+        It is the file's path relative to the inbox, or None when its content is another by now and it was left where
+        it lies, or what `open_claimed` would raise for it, or InboxError.
+        """
+        return self._move_together([(one.delivery, partial(self._send, one)) for one in wanted])
 
     def to_failed(self, delivery: DeliveryId, name: str, reason: str) -> str:
-        """Move a claimed file to `failed/`, the reason beside it; returns its path. Raises as above."""
-        filed_as = self._move(delivery, name, self._failed)
+        """Move a claimed file to `failed/`, the reason beside it; returns its path. Raises as `open_claimed`."""
+        [filed_as] = self._move_together([(delivery, partial(self._move, delivery, name, self._failed))])
+        if not isinstance(filed_as, str):
+            assert filed_as is not None
+            raise filed_as
         self.explain_failure(filed_as, reason)
         return filed_as
 
@@ -531,42 +538,72 @@ class Filing:
                 found += [os.path.join(relative, name) for name in files]
         return found
 
-    def _move(self, delivery: DeliveryId, name: str, target: str) -> str:
-        inside, base = os.path.split(name)
-        relative = os.path.join(target, inside).rstrip("/")
-        with self._claim_of(delivery) as folder:
-            os.stat(base, dir_fd=folder, follow_symlinks=False)  # not there: the caller's to explain
-            with self._trouble("file into"):
+    def _move_together(
+        self, moves: Sequence[tuple[DeliveryId, Callable[["_Folders"], str | None]]]
+    ) -> list[str | Exception | None]:
+        answers: list[str | Exception | None] = []
+        with _Folders(self._shared_folder) as folders:
+            try:
+                self._demand_same_folder()
+            except InboxError as error:
+                return [error] * len(moves)
+            for _, move in moves:
                 try:
-                    filed = self._with_room(lambda: self._move_to(folder, base, relative))
-                except NotADirectoryError:
-                    # A file was filed earlier under the name that is now a sub-folder's.
-                    relative = target
-                    filed = self._with_room(lambda: self._move_to(folder, base, relative))
-                os.fsync(folder)
-        self.drop_claim(delivery)
+                    answers.append(move(folders))
+                except (OSError, InboxError) as error:
+                    answers.append(error)
+            moved = [delivery for (delivery, _), answer in zip(moves, answers, strict=True) if isinstance(answer, str)]
+            try:
+                with self._trouble("file into"):
+                    folders.sync()
+                    for delivery in moved:
+                        self.drop_claim(delivery)
+                    if moved:
+                        os.fsync(self._claimed)  # which has each claim's folder no more, and so no file in it
+            except InboxError as error:
+                return [error if isinstance(answer, str) else answer for answer in answers]
+        return answers
+
+    def _send(self, one: Sending, folders: "_Folders") -> str | None:
+        opened = os.open(_claimed_as(one.delivery, one.name), _OPEN, dir_fd=self._claimed)
+        try:
+            if digest_of(opened) != one.sha256:
+                return None
+        finally:
+            os.close(opened)
+        filed_as = self._move(one.delivery, one.name, self._sent, folders)
+        self._forget_reason(one.name)
+        return filed_as
+
+    def _move(self, delivery: DeliveryId, name: str, target: str, folders: "_Folders") -> str:
+        inside, base = os.path.split(name)
+        claimed = _claimed_as(delivery, name)
+        relative = os.path.join(target, inside).rstrip("/")
+        links = os.stat(claimed, dir_fd=self._claimed, follow_symlinks=False)  # not there: the caller's to explain
+        with self._trouble("file into"):
+            try:
+                filed = self._with_room(lambda: self._move_to(claimed, base, links, relative, folders))
+            except NotADirectoryError:
+                # A file was filed earlier under the name that is now a sub-folder's.
+                relative = target
+                filed = self._with_room(lambda: self._move_to(claimed, base, links, relative, folders))
         return os.path.join(relative, filed)
 
-    def _move_to(self, folder: int, base: str, relative: str) -> str:
+    def _move_to(self, claimed: str, base: str, found: os.stat_result, relative: str, folders: "_Folders") -> str:
+        destination = folders.open(relative)
+        if found.st_nlink > 1 and (filed := _second_link(found, destination)) is not None:
+            os.unlink(claimed, dir_fd=self._claimed)
+            return filed
         # A name that ends as reasons do could be taken for the reason of another file, and be replaced by it.
         first = 2 if base.endswith(_REASON) and _is_below(relative, self._failed) else 1
-        destination = self._shared_folder(relative)
-        try:
-            filed = _second_link(folder, base, destination)
-            if filed is None:
-                filed = _rename_to_free_name(folder, base, destination, first)
-            else:
-                os.unlink(base, dir_fd=folder)
-            os.fsync(destination)
-        finally:
-            os.close(destination)
-        return filed
+        return _rename_to_free_name(self._claimed, claimed, destination, first)
 
     def _forget_reason(self, name: str) -> None:
         """A file that was dropped in again after it had failed is sent now: the reason in `failed/` no longer holds."""
         inside, base = os.path.split(name)
         relative = os.path.join(self._failed, inside).rstrip("/")
         with contextlib.suppress(OSError), self._folder_of(relative) as folder:
+            os.stat(_reason_name(base), dir_fd=folder, follow_symlinks=False)  # mostly there is none
             try:
                 os.stat(base, dir_fd=folder, follow_symlinks=False)
             except FileNotFoundError:
@@ -577,31 +614,26 @@ class Filing:
     @contextlib.contextmanager
     def _folder_of(self, relative: str) -> Iterator[int]:
         """A folder below the inbox, every component opened without following a link."""
-        folder = os.dup(self._root)
+        folder = self._root
         try:
             for name in filter(None, relative.split("/")):
                 below = os.open(name, _OPEN_FOLDER, dir_fd=folder)
-                os.close(folder)
+                if folder != self._root:
+                    os.close(folder)
                 folder = below
             yield folder
         finally:
-            os.close(folder)
+            if folder != self._root:
+                os.close(folder)
 
-    @contextlib.contextmanager
-    def _claim_of(self, delivery: DeliveryId) -> Iterator[int]:
+    def _demand_same_folder(self) -> None:
         with self._trouble("read"):
             if not self._still_there():
                 detail = f"{self.path} is not the folder it was; its claimed files wait until it is back"
                 raise InboxError(Reason.FOLDER_REPLACED, detail, Step.FILING)
-        folder = os.open(delivery, _OPEN_FOLDER, dir_fd=self._claimed)
-        try:
-            yield folder
-        finally:
-            os.close(folder)
 
     def _still_there(self) -> bool:
-        held, found = os.fstat(self._root), os.stat(self.path)
-        return (held.st_dev, held.st_ino) == (found.st_dev, found.st_ino)
+        return self._identity == _identity(os.stat(self.path))
 
     def _own_still_there(self) -> bool:
         with contextlib.suppress(FileNotFoundError):
@@ -673,6 +705,49 @@ def _set_mode(folder: int, mode: int) -> None:
         os.fchmod(folder, mode & 0o777)
 
 
+class _Folders:
+    """The folders that files are moved into together: each opened once, and synced once."""
+
+    def __init__(self, open_folder: Callable[[str], int]) -> None:
+        self._open_folder = open_folder
+        self._opened: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for folder in self._opened.values():
+            os.close(folder)
+
+    def open(self, relative: str) -> int:
+        """Its descriptor, to be used while the block lasts."""
+        if relative not in self._opened:
+            self._opened[relative] = self._open_folder(relative)
+        return self._opened[relative]
+
+    def sync(self) -> None:
+        """Have what was moved into them on disk."""
+        for folder in self._opened.values():
+            os.fsync(folder)
+
+
+def _claimed_as(delivery: DeliveryId, name: str) -> str:
+    """Where a claimed file lies in `claimed/`, which only we can write to, so that no link can be on the way."""
+    return os.path.join(delivery, os.path.basename(name))
+
+
+def _identity(found: os.stat_result) -> FolderIdentity:
+    return found.st_dev, found.st_ino
+
+
+def _sync_folder(name: str, parent: int) -> None:
+    folder = os.open(name, _OPEN_FOLDER, dir_fd=parent)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def version_of(found: os.stat_result) -> Version:
     """The version an open file, or a name that was looked at, is."""
     return Version(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
@@ -707,21 +782,21 @@ def _is_below(relative: str, folder: str) -> bool:
     return relative == folder or relative.startswith(folder + "/")
 
 
-def _second_link(source: int, base: str, target: int) -> str | None:
+def _second_link(found: os.stat_result, target: int) -> str | None:
     """The name of a claimed file that a crash left in both folders, where moves are made by hard links."""
-    found = os.stat(base, dir_fd=source, follow_symlinks=False)
-    if found.st_nlink > 1:
-        with os.scandir(target) as entries:
-            return next((entry.name for entry in entries if entry.inode() == found.st_ino), None)
-    return None
+    with os.scandir(target) as entries:
+        return next((entry.name for entry in entries if entry.inode() == found.st_ino), None)
 
 
-def _rename_to_free_name(source: int, base: str, target: int, first: int = 1) -> str:
+def _rename_to_free_name(source: int, old: str, target: int, first: int = 1) -> str:
+    """Rename under the name it has, or the next free one with a number; returns that."""
+    base = os.path.basename(old)
+    name = numbered(base, first)
     while True:
-        name = numbered(base, _free_number(target, base, first))
-        with contextlib.suppress(FileExistsError):  # somebody else took it meanwhile
-            _rename_no_replace(source, base, target, name)
+        with contextlib.suppress(FileExistsError):
+            _rename_no_replace(source, old, target, name)
             return name
+        name = numbered(base, _free_number(target, base, first))
 
 
 def _free_number(folder: int, base: str, first: int) -> int:
@@ -786,7 +861,7 @@ def _open_for_writing(opened: int) -> bool:
     """Whether anybody has the file open for writing, as far as the kernel tells: a read lease is refused then.
 
     It tells only the file's owner and only on local filesystems; where it does not tell, the quiet time has decided.
-    Source: fcntl(2), F_SETLEASE.
+    The caller closes the descriptor next, and the lease ends with it. Source: fcntl(2), F_SETLEASE.
     """
     try:
         # Who opens the file for writing while we hold the lease would raise SIGIO, which ends a process; SIGURG does
@@ -795,7 +870,6 @@ def _open_for_writing(opened: int) -> bool:
         fcntl.fcntl(opened, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         return error.errno == errno.EAGAIN
-    fcntl.fcntl(opened, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
 
 

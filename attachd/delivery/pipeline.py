@@ -10,13 +10,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import assert_never
 
 from attachd.delivery.content import Content, reading_error
-from attachd.delivery.filing import Filing, FolderIdentity
+from attachd.delivery.filing import Filing, FolderIdentity, Sending
 from attachd.delivery.health import CANARY
 from attachd.delivery.lifecycle import Rules, changed_after_send, may_post_again, unknown_outcome
 from attachd.delivery.texts import message_text, reason_text
+from attachd.delivery.threads import FileThreads
 from attachd.errors import AccountError, DeliveryError, TransientError, UnknownOutcome
 from attachd.model import (
     CARRIES_THE_FILE,
@@ -49,6 +51,10 @@ class InboxPlan:
     """A text with $name $inbox $size $received $id."""
     allow_types: tuple[str, ...]
     filing: Filing
+    threads: FileThreads = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "threads", FileThreads(self.filing))
 
 
 @dataclass(slots=True)
@@ -209,7 +215,7 @@ class Pipeline:
     async def _post(
         self, work: Work, inbox: InboxPlan, session: GuestSession, content: Content, upload: Upload
     ) -> None:
-        await content.demand(upload.sha256)
+        await inbox.threads.run(partial(content.demand, upload.sha256), content.document.size)
         text = message_text(inbox.message, inbox.name, work.delivery, upload.document)
         await self._give_to_network(work, session, Posting(upload, text, posts=1))
 
@@ -237,11 +243,12 @@ class Pipeline:
         await self._remember_posted(work)
         upload, receipt, posts = delivery.state.upload, delivery.state.receipt, delivery.state.posts
         try:
-            if await asyncio.to_thread(inbox.filing.has_content, delivery.id, delivery.name, upload.sha256):
-                filed_as = await asyncio.to_thread(inbox.filing.to_sent, delivery.id, delivery.name)
-                done = replace(delivery, state=Sent(upload, receipt, filed_as, posts), next_try_at=None)
-            else:
+            sending = Sending(delivery.id, delivery.name, upload.sha256)
+            filed_as = await inbox.threads.to_sent(sending, upload.document.size)
+            if filed_as is None:
                 done = await self._file_changed(delivery, inbox)
+            else:
+                done = replace(delivery, state=Sent(upload, receipt, filed_as, posts), next_try_at=None)
         except FileNotFoundError:
             self._demand_own_folder(work, inbox)
             filed_as = await asyncio.to_thread(inbox.filing.moved_before, delivery.id, delivery.name, delivery.version)
@@ -311,7 +318,7 @@ class Pipeline:
 
     @contextlib.asynccontextmanager
     async def _opened(self, work: Work, inbox: InboxPlan) -> AsyncIterator[Content]:
-        content = await asyncio.to_thread(self._open, work.delivery, inbox)
+        content = await inbox.threads.run(partial(self._open, work.delivery, inbox))
         try:
             yield content
         finally:

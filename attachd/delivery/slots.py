@@ -21,12 +21,15 @@ class _Turn:
 class Slots:
     """`capacity` claims over all inboxes, handed out in the order the inboxes asked.
 
-    While an inbox holds none, one is kept free for it: a flooded inbox, or one that cannot deliver, starves nobody.
-    `allowance` tells how many an inbox may take just now for reasons of its own; `wake` says that this has changed.
+    An inbox that holds a `lot` of them, enough to be busy with, gets more only by the lot: the disk takes many files in
+    hardly more time than one. While an inbox holds none, one is kept free for it: a flooded inbox, or one that cannot
+    deliver, starves nobody. `allowance` tells how many an inbox may take just now for reasons of its own; `wake` says
+    that this has changed.
     """
 
-    def __init__(self, capacity: int, allowance: Callable[[InboxName], int]) -> None:
+    def __init__(self, capacity: int, lot: int, allowance: Callable[[InboxName], int]) -> None:
         self._capacity = capacity
+        self._lot = lot
         self._allowance = allowance
         self._held: Counter[InboxName] = Counter()
         self._inboxes: Collection[InboxName] = ()
@@ -37,9 +40,10 @@ class Slots:
         self._inboxes = inboxes
         self.wake()
 
-    def resize(self, capacity: int) -> None:
+    def resize(self, capacity: int, lot: int) -> None:
         """From now on so many claims; what is held beyond that is given back in its time."""
         self._capacity = capacity
+        self._lot = lot
         self.wake()
 
     async def take(self, inbox: InboxName, most: int) -> int:
@@ -71,7 +75,10 @@ class Slots:
     def wake(self) -> None:
         """Grant what can be granted now."""
         for turn in list(self._turns):
-            granted = min(self._free_for(turn.inbox), self._allowance(turn.inbox))
+            free = self._free_for(turn.inbox)
+            if free < self._lot <= self._held[turn.inbox]:
+                continue
+            granted = min(free, self._allowance(turn.inbox))
             if granted > 0 and not turn.granted.done():
                 self._held[turn.inbox] += granted
                 self._turns.remove(turn)

@@ -17,7 +17,8 @@ from typing import TypeAlias
 
 import pytest
 
-from attachd.delivery.filing import Filing, version_of
+from attachd.delivery.content import digest_of
+from attachd.delivery.filing import Filing, Sending, version_of
 from attachd.model import (
     AttachmentId,
     ClaimResult,
@@ -60,6 +61,22 @@ def claim(filing: Filing, sighting: Sighting, delivery: str = "d1") -> ClaimResu
 def claim_new(filing: Filing, inbox: Path, name: str, content: bytes = b"a document", delivery: str = "d1") -> None:
     """A file is dropped, and claimed."""
     assert claim(filing, drop(inbox, name, content), delivery) is ClaimResult.CLAIMED
+
+
+def send(filing: Filing, delivery: DeliveryId, name: str) -> str:
+    """A claimed file goes to sent/ as it is; what is raised for it is raised here."""
+    try:
+        opened = filing.open_claimed(delivery, name)
+    except FileNotFoundError:
+        digest = ""
+    else:
+        digest = digest_of(opened)
+        os.close(opened)
+    [answer] = filing.to_sent([Sending(delivery, name, digest)])
+    if isinstance(answer, Exception):
+        raise answer
+    assert answer is not None
+    return answer
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -153,6 +153,10 @@ class PointedJournal:
     @property
     def identity(self) -> JournalIdentity:
         return self._journal.identity
+
+    async def admit(self, deliveries: Sequence[Delivery], now: datetime) -> None:
+        for delivery in deliveries:
+            await self.record(delivery, now)
 
     async def record(self, delivery: Delivery, now: datetime) -> None:
         self._world.points.reach(f"record {state_name(delivery.state)}")

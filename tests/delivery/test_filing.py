@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import pytest
 
 from attachd.delivery import filing as module
-from attachd.delivery.filing import BALLAST_BYTES, Claimed, Filing, numbered
+from attachd.delivery.filing import BALLAST_BYTES, Claimed, Filing, Sending, numbered
 from attachd.errors import InboxError
 from attachd.model import ClaimResult, DeliveryId, InboxName, Reason, Sighting
 from attachd.ports import JournalIdentity
@@ -35,6 +37,7 @@ from .conftest import (
     drop,
     fill,
     root_only,
+    send,
     sighting_of,
     tree,
 )
@@ -75,7 +78,7 @@ def test_a_claim_takes_the_sighted_file(inbox: Path, filing: Filing) -> None:
 def test_the_exact_bytes_of_a_name_stay(inbox: Path, filing: Filing, name: bytes) -> None:
     """Whatever bytes a name has, it is the same name in sent/."""
     claim_new(filing, inbox, os.fsdecode(name))
-    assert filing.to_sent(D1, os.fsdecode(name)) == "sent/" + os.fsdecode(name)
+    assert send(filing, D1, os.fsdecode(name)) == "sent/" + os.fsdecode(name)
     assert os.listdir(os.fsencode(inbox / "sent")) == [name]
 
 
@@ -282,8 +285,8 @@ def test_the_same_name_dropped_again_is_a_new_delivery(inbox: Path, filing: Fili
     """While one version is claimed the next one comes in and is claimed too; both are filed."""
     claim_new(filing, inbox, "scan.pdf", b"one", "d1")
     claim_new(filing, inbox, "scan.pdf", b"two", "d2")
-    assert filing.to_sent(D1, "scan.pdf") == "sent/scan.pdf"
-    assert filing.to_sent(D2, "scan.pdf") == "sent/scan (2).pdf"
+    assert send(filing, D1, "scan.pdf") == "sent/scan.pdf"
+    assert send(filing, D2, "scan.pdf") == "sent/scan (2).pdf"
     assert tree(inbox / "sent") == {"scan.pdf": b"one", "scan (2).pdf": b"two"}
 
 
@@ -406,7 +409,7 @@ def test_a_taken_name_gets_a_number(inbox: Path, filing: Filing, name: str, seco
     """Nothing in sent/ is overwritten, and the first of a name keeps it to the letter."""
     for delivery, content in ((D1, b"one"), (D2, b"two")):
         claim_new(filing, inbox, name, content, delivery)
-        filing.to_sent(delivery, name)
+        send(filing, delivery, name)
     assert {os.fsencode(found): content for found, content in tree(inbox / "sent").items()} == {
         os.fsencode(name): b"one",
         os.fsencode(second): b"two",
@@ -432,7 +435,7 @@ def test_thousands_of_taken_names_cost_a_handful_of_looks(
     looks = []
     look = os.stat
     monkeypatch.setattr(module.os, "stat", lambda *args, **kwargs: (looks.append(args), look(*args, **kwargs))[1])
-    assert filing.to_sent(D1, "scan.pdf") == "sent/scan (3001).pdf"
+    assert send(filing, D1, "scan.pdf") == "sent/scan (3001).pdf"
     monkeypatch.undo()
     assert len(looks) < 40
 
@@ -450,7 +453,7 @@ def test_a_name_taken_meanwhile_is_not_overwritten(
         renamed(source, old, target, new)
 
     monkeypatch.setattr(module, "_rename_no_replace", late)
-    assert filing.to_sent(D1, "scan.pdf") == "sent/scan (2).pdf"
+    assert send(filing, D1, "scan.pdf") == "sent/scan (2).pdf"
     assert tree(inbox / "sent") == {"scan.pdf": b"theirs", "scan (2).pdf": b"ours"}
 
 
@@ -478,7 +481,7 @@ def test_nothing_is_overwritten_without_the_kernels_help(
         refuse(monkeypatch)
     for delivery, content in ((D1, b"one"), (D2, b"two")):
         claim_new(filing, inbox, "scan.pdf", content, delivery)
-        filing.to_sent(delivery, "scan.pdf")
+        send(filing, delivery, "scan.pdf")
     assert tree(inbox / "sent") == {"scan.pdf": b"one", "scan (2).pdf": b"two"}
     assert list(filing.leftovers()) == []
     assert {path.stat().st_nlink for path in (inbox / "sent").iterdir()} == {1}
@@ -491,7 +494,7 @@ def test_a_move_by_links_that_a_crash_cut_is_finished(
     refuse_renameat2(monkeypatch)
     claim_new(filing, inbox, "scan.pdf", b"one")
     os.link(inbox / ".attachd/claimed/d1/scan.pdf", inbox / "sent/scan.pdf")
-    assert filing.to_sent(D1, "scan.pdf") == "sent/scan.pdf"
+    assert send(filing, D1, "scan.pdf") == "sent/scan.pdf"
     assert tree(inbox / "sent") == {"scan.pdf": b"one"}
     assert list(filing.leftovers()) == []
 
@@ -522,7 +525,7 @@ def test_a_file_named_like_a_reason_is_not_overwritten(inbox: Path, filing: Fili
     assert b"a document of that name" in tree(inbox / "failed").values()
     claim_new(filing, inbox, "scan.pdf", b"one", "d2")
     (inbox / "failed/scan.pdf").unlink()
-    filing.to_sent(D2, "scan.pdf")
+    send(filing, D2, "scan.pdf")
     assert b"a document of that name" in tree(inbox / "failed").values()
 
 
@@ -558,7 +561,7 @@ def test_a_reason_goes_when_its_file_is_sent_after_all(inbox: Path, filing: Fili
     filing.to_failed(D1, "scan.pdf", "a reason")
     os.rename(inbox / "failed/scan.pdf", inbox / "scan.pdf")
     assert claim(filing, sighting_of(inbox, "scan.pdf")) is ClaimResult.CLAIMED
-    filing.to_sent(D1, "scan.pdf")
+    send(filing, D1, "scan.pdf")
     assert list(tree(inbox)) == ["sent/scan.pdf"]
 
 
@@ -567,13 +570,13 @@ def test_a_reason_stays_while_its_file_does(inbox: Path, filing: Filing) -> None
     claim_new(filing, inbox, "scan.pdf")
     filing.to_failed(D1, "scan.pdf", "a reason")
     claim_new(filing, inbox, "scan.pdf")
-    filing.to_sent(D1, "scan.pdf")
+    send(filing, D1, "scan.pdf")
     assert list(tree(inbox)) == ["failed/scan.pdf", "failed/scan.pdf.reason.txt", "sent/scan.pdf"]
 
 
 def test_sub_folders_are_mirrored(inbox: Path, filing: Filing) -> None:
     """A recursive inbox's files lie in sent/ and failed/ as they lay in the inbox."""
-    for delivery, target in ((D1, filing.to_sent), (D2, lambda *found: filing.to_failed(*found, "a reason"))):
+    for delivery, target in ((D1, partial(send, filing)), (D2, lambda *found: filing.to_failed(*found, "a reason"))):
         claim_new(filing, inbox, "2024/03/scan.pdf", delivery=delivery)
         target(delivery, "2024/03/scan.pdf")
     assert list(tree(inbox)) == [
@@ -586,9 +589,9 @@ def test_sub_folders_are_mirrored(inbox: Path, filing: Filing) -> None:
 def test_a_file_where_a_sub_folder_belongs_stops_nobody(inbox: Path, filing: Filing) -> None:
     """A file named like a later sub-folder was sent before: the sub-folder's files lie directly in sent/."""
     claim_new(filing, inbox, "2024", b"a file")
-    filing.to_sent(D1, "2024")
+    send(filing, D1, "2024")
     claim_new(filing, inbox, "2024/scan.pdf", b"in a folder", "d2")
-    assert filing.to_sent(D2, "2024/scan.pdf") == "sent/scan.pdf"
+    assert send(filing, D2, "2024/scan.pdf") == "sent/scan.pdf"
     assert tree(inbox / "sent") == {"2024": b"a file", "scan.pdf": b"in a folder"}
 
 
@@ -596,20 +599,77 @@ def test_a_claimed_file_that_is_gone_is_told_apart(inbox: Path, filing: Filing) 
     """Somebody with the right to do so removed it: FileNotFoundError for the pipeline to explain, no pause."""
     claim_new(filing, inbox, "scan.pdf")
     (inbox / ".attachd/claimed/d1/scan.pdf").unlink()
-    for use in (filing.open_claimed, filing.to_sent):
+    for use in (filing.open_claimed, partial(send, filing)):
         with pytest.raises(FileNotFoundError):
             use(D1, "scan.pdf")
     filing.drop_claim(D1)
     assert list(filing.leftovers()) == []
 
 
-def test_the_claimed_content_is_compared(inbox: Path, filing: Filing) -> None:
-    """A writer that kept the file open is found out by the digest."""
+def test_what_is_not_what_was_sent_does_not_go_to_sent(inbox: Path, filing: Filing) -> None:
+    """A writer that kept the file open is found out by the digest; the file stays claimed."""
     claim_new(filing, inbox, "scan.pdf", b"")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert filing.has_content(D1, "scan.pdf", empty)
     (inbox / ".attachd/claimed/d1/scan.pdf").write_bytes(b"late")
-    assert not filing.has_content(D1, "scan.pdf", empty)
+    assert filing.to_sent([Sending(D1, "scan.pdf", empty)]) == [None]
+    assert (inbox / ".attachd/claimed/d1/scan.pdf").read_bytes() == b"late"
+    (inbox / ".attachd/claimed/d1/scan.pdf").write_bytes(b"")
+    assert filing.to_sent([Sending(D1, "scan.pdf", empty)]) == ["sent/scan.pdf"]
+
+
+def test_of_files_sent_together_each_has_its_own_end(inbox: Path, filing: Filing) -> None:
+    """One that is gone, one that was changed and one in a sub-folder stand between two that go their way."""
+    names = {"d1": "a.pdf", "d2": "gone.pdf", "d3": "late.pdf", "d4": "sub/b.pdf", "d5": "a.pdf"}
+    wanted = []
+    for delivery, name in names.items():
+        claim_new(filing, inbox, name, delivery.encode(), delivery)
+        wanted.append(Sending(DeliveryId(delivery), name, hashlib.sha256(delivery.encode()).hexdigest()))
+    (inbox / ".attachd/claimed/d2/gone.pdf").unlink()
+    (inbox / ".attachd/claimed/d3/late.pdf").write_bytes(b"something else")
+    first, gone, late, below, second = filing.to_sent(wanted)
+    assert isinstance(gone, FileNotFoundError)
+    assert (first, late, below, second) == ("sent/a.pdf", None, "sent/sub/b.pdf", "sent/a (2).pdf")
+    assert tree(inbox / "sent") == {"a.pdf": b"d1", "sub/b.pdf": b"d4", "a (2).pdf": b"d5"}
+    assert [left.delivery for left in filing.leftovers() if left.name] == ["d3"]
+
+
+def test_files_sent_together_share_the_syncs_of_their_folders(
+    inbox: Path, filing: Filing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen moves, and their folder is synced once, before the claims are given up, and those once."""
+    wanted = []
+    for number in range(16):
+        claim_new(filing, inbox, f"{number}.pdf", b"x", f"d{number:02}")
+        wanted.append(Sending(DeliveryId(f"d{number:02}"), f"{number}.pdf", hashlib.sha256(b"x").hexdigest()))
+    synced = []
+
+    def fsync(folder: int) -> None:
+        left = len(os.listdir(inbox / ".attachd/claimed"))
+        synced.append((os.readlink(f"/proc/self/fd/{folder}").removeprefix(str(inbox)), left))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert filing.to_sent(wanted) == [f"sent/{number}.pdf" for number in range(16)]
+    assert synced == [("/sent", 16), ("/.attachd/claimed", 0)]
+
+
+def test_moves_that_could_not_be_made_sure_of_are_not_done(
+    inbox: Path, filing: Filing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses the sync of sent/: nobody is told that his file is filed, and the next try makes sure of it."""
+    claim_new(filing, inbox, "scan.pdf", b"x")
+    version = next(iter(filing.leftovers())).version
+    assert version is not None
+
+    def refused(folder: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", refused)
+        [answer] = filing.to_sent([Sending(D1, "scan.pdf", hashlib.sha256(b"x").hexdigest())])
+    assert isinstance(answer, InboxError)
+    assert [left.delivery for left in filing.leftovers()] == ["d1"]
+    assert filing.moved_before(D1, "scan.pdf", version) == "sent/scan.pdf"
+    assert list(filing.leftovers()) == []
 
 
 # --- what a crash leaves --------------------------------------------------------------------------------------------
@@ -645,7 +705,7 @@ def test_what_was_filed_before_a_crash_is_found(inbox: Path, filing: Filing) -> 
     sighting = drop(inbox, "in/scan.pdf")
     assert filing.find_filed("in/scan.pdf", sighting.version) is None
     claim(filing, sighting)
-    filing.to_sent(D1, "in/scan.pdf")
+    send(filing, D1, "in/scan.pdf")
     found = filing.find_filed("in/scan.pdf", sighting.version)
     assert found == "sent/in/scan (2).pdf"
     assert filing.was_sent(found)
@@ -737,14 +797,14 @@ def test_a_replaced_folder_is_noticed_and_nothing_is_lost(inbox: Path, place: Pa
     inbox.mkdir()
     assert not filing.is_current()
     with pytest.raises(InboxError) as raised:
-        filing.to_sent(D1, "scan.pdf")
+        send(filing, D1, "scan.pdf")
     assert raised.value.reason is Reason.FOLDER_REPLACED
     assert list(inbox.iterdir()) == []
     inbox.rmdir()
     (place / "away").rename(inbox)
     assert filing.is_current()
     filing.check()
-    assert filing.to_sent(D1, "scan.pdf") == "sent/scan.pdf"
+    assert send(filing, D1, "scan.pdf") == "sent/scan.pdf"
 
 
 def test_own_folders_that_somebody_removed_are_made_again(inbox: Path, filing: Filing) -> None:
@@ -763,7 +823,7 @@ def test_removed_sent_and_failed_are_made_again(inbox: Path, filing: Filing) -> 
     """An operator archives sent/ whole: the next file gets a new one."""
     (inbox / "sent").rmdir()
     claim_new(filing, inbox, "scan.pdf")
-    assert filing.to_sent(D1, "scan.pdf") == "sent/scan.pdf"
+    assert send(filing, D1, "scan.pdf") == "sent/scan.pdf"
 
 
 def test_sent_on_another_filesystem_is_refused(inbox: Path, opened: Open, mount: Mount) -> None:
@@ -818,7 +878,7 @@ def test_a_full_disk_stops_claiming_and_never_filing(small: Path, opened: Open) 
     waiting = drop(small, "waiting.pdf")
     fill(small)
     for number, name in enumerate(names[:50]):
-        filing.to_sent(DeliveryId(f"d{number}"), name)
+        send(filing, DeliveryId(f"d{number}"), name)
     for number, name in enumerate(names[50:], 50):
         filing.to_failed(DeliveryId(f"d{number}"), name, "a reason " * 1000)
     assert tree(small / "sent") == {name: b"%d" % number for number, name in enumerate(names[:50])}
@@ -853,7 +913,7 @@ def full(image: Callable[..., Path], opened: Open) -> tuple[Path, Filing]:
 def test_a_move_that_needs_room_gets_it(full: tuple[Path, Filing]) -> None:
     """The space set aside is given up for it."""
     inbox, filing = full
-    assert filing.to_sent(D1, "n" * 240) == "sent/" + "n" * 240
+    assert send(filing, D1, "n" * 240) == "sent/" + "n" * 240
     assert not (inbox / ".attachd/ballast").exists()
 
 
@@ -863,13 +923,13 @@ def test_a_move_that_gets_no_room_waits_for_it(full: tuple[Path, Filing]) -> Non
     (inbox / ".attachd/ballast").unlink()
     fill(inbox)
     with pytest.raises(InboxError) as raised:
-        filing.to_sent(D1, "n" * 240)
+        send(filing, D1, "n" * 240)
     assert raised.value.reason is Reason.DISK_FULL
     assert [leftover.name for leftover in filing.leftovers()] == ["n" * 240]
     for path in inbox.glob("fill*"):
         path.unlink()
     os.sync()
-    assert filing.to_sent(D1, "n" * 240) == "sent/" + "n" * 240
+    assert send(filing, D1, "n" * 240) == "sent/" + "n" * 240
 
 
 def test_a_reason_on_a_full_disk_is_whole_or_missing(tmp_path: Path, mount: Mount, opened: Open) -> None:
@@ -895,7 +955,7 @@ def test_no_inodes_left_is_a_full_disk(image: Callable[..., Path], opened: Open)
     waiting = drop(inbox, "waiting.pdf")
     for number in range(os.statvfs(inbox).f_ffree):
         (inbox / f"fill{number}").touch()
-    assert filing.to_sent(D1, "scan.pdf") == "sent/scan.pdf"
+    assert send(filing, D1, "scan.pdf") == "sent/scan.pdf"
     (inbox / "one more").touch()  # the inode of the claim
     with pytest.raises(InboxError) as raised:
         claim(filing, waiting)
@@ -909,7 +969,7 @@ def test_a_filesystem_that_cannot_set_space_aside_can_be_an_inbox(image: Callabl
     filing = opened(inbox)
     assert (inbox / ".attachd/ballast").stat().st_blocks * 512 >= BALLAST_BYTES
     claim_new(filing, inbox, "scan.pdf")
-    assert filing.to_sent(D1, "scan.pdf") == "sent/scan.pdf"
+    assert send(filing, D1, "scan.pdf") == "sent/scan.pdf"
 
 
 # --- what is on disk when ------------------------------------------------------------------------------------------
@@ -917,14 +977,15 @@ def test_a_filesystem_that_cannot_set_space_aside_can_be_an_inbox(image: Callabl
 _CLAIM_AND_SEND = """
 import sys
 from pathlib import Path
-from attachd.delivery.filing import Filing, version_of
+import hashlib
+from attachd.delivery.filing import Filing, Sending, version_of
 from attachd.model import DeliveryId, Sighting
 inbox = Path(sys.argv[1])
 filing = Filing("claims", inbox, sent="sent", failed="failed")
 filing.open()
 (inbox / "scan.pdf").write_bytes(b"content")
 [claimed] = filing.claim([(DeliveryId("d1"), Sighting("scan.pdf", version_of((inbox / "scan.pdf").lstat())))])
-filing.to_sent(DeliveryId("d1"), "scan.pdf")
+filing.to_sent([Sending(DeliveryId("d1"), "scan.pdf", hashlib.sha256(b"content").hexdigest())])
 """
 
 
@@ -932,7 +993,7 @@ filing.to_sent(DeliveryId("d1"), "scan.pdf")
 def test_every_move_is_on_disk_before_the_next_step(inbox: Path, tmp_path: Path) -> None:
     """The file before its rename, its claim's entry before it, both folders after it; the same for sent/."""
     log = tmp_path / "strace"
-    calls = "trace=fsync,mkdirat,renameat,renameat2"
+    calls = "trace=fsync,mkdirat,renameat,renameat2,unlinkat"
     subprocess.run(
         ["strace", "-f", "-y", "-e", calls, "-o", str(log), sys.executable, "-c", _CLAIM_AND_SEND, str(inbox)],
         check=True,
@@ -940,7 +1001,7 @@ def test_every_move_is_on_disk_before_the_next_step(inbox: Path, tmp_path: Path)
     )
     steps = []
     for line in log.read_text().splitlines():
-        if (call := re.search(r"(fsync|mkdirat|renameat2?)\((.*)\) += 0$", line)) and str(inbox) in line:
+        if (call := re.search(r"(fsync|mkdirat|renameat2?|unlinkat)\((.*)\) += 0$", line)) and str(inbox) in line:
             paths = [path.removeprefix(str(inbox)) or "/" for path in re.findall(r"<([^>]*)>", call[2])]
             steps.append((call[1].rstrip("2"), *paths))
     claimed = "/.attachd/claimed"
@@ -949,12 +1010,13 @@ def test_every_move_is_on_disk_before_the_next_step(inbox: Path, tmp_path: Path)
         ("fsync", "/scan.pdf"),
         ("mkdirat", claimed),
         ("fsync", claimed),
-        ("renameat", "/", f"{claimed}/d1"),
+        ("renameat", "/", claimed),
         ("fsync", f"{claimed}/d1"),
         ("fsync", "/"),
-        ("renameat", f"{claimed}/d1", "/sent"),
+        ("renameat", claimed, "/sent"),
         ("fsync", "/sent"),
-        ("fsync", f"{claimed}/d1"),
+        ("unlinkat", claimed),
+        ("fsync", claimed),
     ]
 
 
@@ -971,7 +1033,7 @@ def test_nothing_stays_open(inbox: Path) -> None:
     for number in range(5):
         claim_new(filing, inbox, f"a/{number}.pdf", delivery=f"d{number}")
         with pytest.raises(FileNotFoundError):
-            filing.to_sent(DeliveryId(f"d{number}"), "other.pdf")
+            send(filing, DeliveryId(f"d{number}"), "other.pdf")
         filing.to_failed(DeliveryId(f"d{number}"), f"a/{number}.pdf", "a reason")
         os.mkfifo(inbox / f"fifo{number}")
         claim(filing, sighting_of(inbox, f"fifo{number}"))

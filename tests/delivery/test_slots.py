@@ -13,8 +13,8 @@ from attachd.model import InboxName
 A, B, C = InboxName("a"), InboxName("b"), InboxName("c")
 
 
-def slots_for(capacity: int, *inboxes: InboxName, allowance: dict[InboxName, int] | None = None) -> Slots:
-    slots = Slots(capacity, lambda inbox: (allowance or {}).get(inbox, 1 << 30))
+def slots_for(capacity: int, *inboxes: InboxName, lot: int = 1, allowance: dict[InboxName, int] | None = None) -> Slots:
+    slots = Slots(capacity, lot, lambda inbox: (allowance or {}).get(inbox, 1 << 30))
     slots.serve(inboxes)
     return slots
 
@@ -45,6 +45,25 @@ async def test_one_slot_is_kept_for_every_inbox_without_any() -> None:
     assert await slots.take(A, 100) == 6
     assert await slots.take(B, 100) == 1
     assert await slots.take(C, 100) == 1
+
+
+async def test_a_busy_inbox_takes_by_the_lot_and_one_with_little_at_once() -> None:
+    """Sixteen files are claimed in hardly more time than one; but nobody with little to do is kept waiting for that."""
+    slots = slots_for(64, A, lot=16)
+    assert await slots.take(A, 16) == 16
+    for held in (32, 48, 64):
+        assert await slots.take(A, 16) == 16, held
+    waits = asyncio.create_task(slots.take(A, 16))
+    slots.give_back(A, 15)
+    await settled()
+    assert not waits.done()
+    slots.serve([A, B])
+    slots.give_back(A, 1)
+    assert await soon(slots, B) == 16
+    slots.give_back(B, 15)
+    assert await soon(slots, B, 3) == 3, "it holds one"
+    slots.give_back(A, 16)
+    assert await waits == 16
 
 
 async def test_more_inboxes_than_slots_take_turns() -> None:
