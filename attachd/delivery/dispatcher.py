@@ -246,7 +246,8 @@ class Dispatcher:
         waits = {inbox: max(silent_s, self._pauses.canary_in_s(inbox)) for inbox in self._inboxes}
         for inbox, wait_s in waits.items():
             if wait_s <= 0:
-                self._start_canary(inbox, Step.SESSION, attempts)
+                pause = self._pauses.inbox(inbox)
+                self._start_canary(inbox, pause.failure.step if pause else Step.SESSION, attempts)
         return min((wait_s for wait_s in waits.values() if wait_s > 0), default=math.inf)
 
     def _inbox_for_canary(self) -> InboxName:

@@ -447,6 +447,26 @@ async def test_a_wrong_queue_is_found_mended_without_a_file(two: Bench) -> None:
     await two.pass_time_until(lambda: two.lies_in("sent"), "it is sent", at_most_s=180)
 
 
+@pytest.mark.parametrize("step", [Step.UPLOAD, Step.PUT])
+async def test_an_inbox_that_is_refused_with_an_upload_is_tried_with_one(two: Bench, step: Step) -> None:
+    """A deployment that lost its right to attachments opens sessions all the same: only an upload tells that it is
+    mended, and until then the platform is asked at growing distances.
+    """
+    refused = InboxError(Reason.ATTACHMENTS_NOT_GRANTED, "no attachments", step)
+    two.trouble(lambda call: refused if call.step is step else None)
+    two.drop("a")
+    await until(lambda: two.pauses.inbox(CLAIMS), "the inbox is paused")
+    await two.rest()
+    two.gateway.calls.clear()
+    for _ in range(60):
+        two.pass_time(60.0)
+        await two.rest()
+    assert {call.delivery for call in two.gateway.calls} == {CANARY}
+    assert 10 < len(two.gateway.asked(step)) <= 60
+    two.trouble(lambda call: None)
+    await two.pass_time_until(lambda: two.lies_in("sent"), "it is sent", at_most_s=180)
+
+
 async def test_a_refused_queue_does_not_prove_the_storage(two: Bench) -> None:
     """The storage is down and the canary goes as a guest of an inbox that the platform refuses: that is no answer of
     the storage's, and the other inbox does not try its files over and over.
