@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign import calls, disks, errors, faults, intercept, kills, mounts, power
+from tests.campaign import calls, disks, errors, faults, faults_wm, intercept, kills, mounts, power
 from tests.campaign.judgement import judge
 from tests.campaign.nursery import Nursery
 from tests.campaign.platform import open_platform
@@ -197,3 +197,28 @@ async def test_faults_of_the_platform_fail_no_file(scene: Scene) -> None:
     assert len(tally.points.keys() & set(sample)) == len(sample)
     assert tally.counts["in doubt"] > 0
     assert tally.counts["refused"] > 0
+
+
+async def test_faults_of_the_messaging_platform_leave_one_message_each(scene: Scene) -> None:
+    """A sample over web messaging: what is lost is asked about, what was refused goes again, nothing goes twice."""
+    sample = (
+        "deployment html, strict, resend",
+        "configure 4006, strict, resend",
+        "configure reset, strict, resend, asked about",
+        "attachment 4000, strict, resend",
+        "attachment 4001, strict, resend",
+        "event reset, strict, resend",
+        "join 4029, strict, resend, to be joined, errors untied",
+        "message lost_answer, strict, resend",
+        "message lost_answer, strict, hold",
+        "message 4029, strict, resend",
+        "message session_expired, strict, resend, said by an event",
+        "message session_expired, strict, hold, said by an event, untied",
+        "history 403, strict, hold, asked about",
+    )
+    tally = await faults_wm.run(scene, only=sample)
+    assert_nothing_violated(tally)
+    assert len(tally.points.keys() & set(sample)) == len(sample)
+    assert tally.counts["in doubt"] > 0
+    assert tally.counts["refused"] > 0
+    assert tally.counts["messages"] <= tally.counts["files"]

@@ -84,6 +84,7 @@ class Channel:
         self._requests = Window(REQUESTS_PER_MINUTE, 60 + _LATE_S)
         self._messages = Window(MESSAGES_PER_S, 1 + _LATE_S)
         self._watches: list[Watch[Any]] = []
+        self._unanswered: set[str] = set()  # tracing ids of what was asked or told
         self._end: _End | None = None
 
     async def ask(self, request: Request, reads: Reads[_T], step: Step, deadline_s: float) -> _T:
@@ -94,7 +95,8 @@ class Channel:
         """
         await self._turn(request, step)
         lost = UnknownOutcome if step is Step.MESSAGE else TransientError
-        with self.watch(reads) as watch:
+        self._unanswered.add(request.tracing)
+        with self.watch(self._tied(request, reads)) as watch:
             try:
                 async with asyncio.timeout(deadline_s):
                     await self._socket.send_str(request.text(self._token))
@@ -111,11 +113,25 @@ class Channel:
     async def tell(self, request: Request, step: Step) -> None:
         """Say something that has no answer."""
         await self._turn(request, step)
+        self._unanswered.add(request.tracing)
         try:
             async with asyncio.timeout(TELL_S):
                 await self._socket.send_str(request.text(self._token))
         except (aiohttp.ClientError, OSError) as exc:  # TimeoutError is an OSError
             raise self._over(self._end or _End(Reason.CONNECTION_LOST, "it broke while writing"), step) from exc
+
+    def _tied(self, request: Request, reads: Reads[_T]) -> Reads[_T]:
+        """`reads`, which also sees whether the request is the only one that a refusal can be about."""
+
+        def read(frame: Frame) -> _T | Refusal | None:
+            outcome = reads(frame)
+            if isinstance(outcome, Refusal):
+                return outcome.alone(request.action) if self._unanswered <= {request.tracing} else outcome
+            if outcome is not None:
+                self._unanswered.discard(request.tracing)
+            return outcome
+
+        return read
 
     @contextmanager
     def watch(self, reads: Reads[_T]) -> Iterator[Watch[_T]]:
@@ -153,6 +169,8 @@ class Channel:
                 return
 
     def _hear(self, frame: Frame) -> None:
+        if frame.tracing is not None:
+            self._unanswered.discard(frame.tracing)
         # All are asked: what somebody waits for is not somebody else's end.
         wanted = [watch.offer(frame) for watch in self._watches]
         if not any(wanted) and (words := frames.ENDINGS.get(frame.name)) is not None:

@@ -8,7 +8,7 @@ or None for a frame that has nothing to do with it.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from attachd.errors import AccountError, DeliveryError, FileError, InboxError, TransientError, UnknownOutcome
@@ -143,6 +143,19 @@ class Refusal:
         """The limit that was met is the one on new connections, which all sessions of the deployment share."""
         return self.code in _TOO_MANY and "connection" in self.text.lower()
 
+    def alone(self, action: str) -> "Refusal":
+        """The refusal, where `action` is all that was asked on this connection and has no answer yet.
+
+        Of a limit that was met the platform says no tracing id, only in words what was too much. Unless they name
+        something else it was this, and what comes too fast is not processed. Source: a frame that a user of the
+        vendor's mobile SDK captured (its issue 347); that SDK, too, takes a message refused like this for not sent.
+        """
+        said = self.text.lower()
+        others = any(other.lower() in said for other in _ACTIONS if other != action)
+        if self.code not in _TOO_MANY or self.names_connections or others:
+            return self
+        return replace(self, tagged=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Configured:
@@ -255,8 +268,11 @@ def read_echo(frame: Frame, tracing: str, attachment: AttachmentId) -> Echo | Re
     """The platform's word that our message stands.
 
     The answer to a health check looks alike, hence the kind; another guest's or an agent's words never bear our id. An
-    echo of another attachment says neither that ours is there nor that it was dropped.
+    echo of another attachment says neither that ours is there nor that it was dropped. That the session was over is an
+    answer only where it names our question: it may be over because of what follows the message.
     """
+    if frame.name == SESSION_EXPIRED and frame.tracing == tracing:
+        return Refusal(4006, ENDINGS[SESSION_EXPIRED], tagged=True)
     if frame.name != "StructuredMessage":
         return refusal(frame, tracing)
     body = frame.fields
@@ -342,6 +358,7 @@ _ODD = -1
 _LIMIT_MET = "TooManyRequestsErrorMessage"
 _REFUSALS = frozenset({"GenerateUrlError", _LIMIT_MET, "Error", "ErrorMessage"})
 _TOO_MANY = frozenset({429, 4029})
+_ACTIONS = ("configureSession", "onAttachment", "getAttachment", "onMessage", "getJwt", "closeSession", "echo")
 
 _FILE = {
     4001: Reason.TYPE_NOT_ALLOWED,

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TextIO
 
-from tests.campaign import calls, disks, errors, faults, kills, power
+from tests.campaign import calls, disks, errors, faults, faults_wm, kills, power
 from tests.campaign.nursery import Nursery
 from tests.campaign.report import OTHER, Tally, Violation, table
 from tests.campaign.scene import Scene
 
-PARTS = ("kills", "kills-wm", "syscalls", "errors", "disks", "power", "faults")
+PARTS = ("kills", "kills-wm", "syscalls", "errors", "disks", "power", "faults", "faults-wm")
 
 _SHOWN = 40
 
@@ -84,6 +84,7 @@ async def _campaign(given: argparse.Namespace, parts: list[str], base: Path) -> 
             "disks": lambda: disks.run(scene),
             "power": lambda: power.run(scene, cuts=given.cuts),
             "faults": lambda: faults.run(scene),
+            "faults-wm": lambda: faults_wm.run(scene),
         }
         for part in parts:
             tell(f"{part} begins")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from attachd.sandbox import Message, Step
+from attachd.sandbox import Message, Stage, step_of
 from tests.campaign.platform import Platform
 from tests.campaign.report import FAILED, LOST, OTHER, REPEATED, Tally, Violation
 from tests.campaign.world import Drop, Found, World
@@ -19,7 +19,8 @@ from tests.campaign.world import Drop, Found, World
 _AGENT_SAW_IT = frozenset({"unknown_outcome", "changed_after_send", "attachment_dropped"})
 """Reasons in `failed/` that say themselves that a message may stand, or stands."""
 _MOST_POSTS = 3
-_HEX = re.compile(rb"[0-9a-f]{64}")
+_SECRET = re.compile(rb"[0-9a-f]{64}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|eyJ[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+"""What signatures, a guest's token and a right to read look like: to look for each of thousands would take too long."""
 _DOWNLOAD = re.compile(rb"/downloads/[^\s\"]*[?]token=[0-9A-Za-z]")
 
 
@@ -95,8 +96,7 @@ def _messages(world: World, found: _Files) -> _Broken:
         if world.policy == "hold" and len(messages) > 1:
             yield REPEATED, f"{len(messages)} messages under policy hold", drop
         for earlier, later in pairwise(messages):
-            # Over web messaging the history can be asked: there nothing explains a second message.
-            if world.platform.gateway == "webmessaging" or not _explained(world, drop, earlier, later):
+            if world.can_ask or not _explained(world, drop, earlier, later):
                 yield REPEATED, "a second message though the first was answered and no death fell in between", drop
         yield from _forgotten(world, drop, messages)
 
@@ -135,11 +135,13 @@ def _failures(world: World, found: _Files) -> _Broken:
             yield OTHER, "a file lies in failed/ without a reason beside it", drop
         if messages and reason not in _AGENT_SAW_IT:
             yield OTHER, f"failed as {reason}, and yet an agent got it", drop
+        asks = world.platform.gateway == "webmessaging"
         if reason == "unknown_outcome":
-            wanted = 1 if world.policy == "hold" else _MOST_POSTS
+            wanted = 1 if world.policy == "hold" or asks else _MOST_POSTS
             if _doubts(world, drop) < wanted:
                 yield FAILED, f"failed as unknown_outcome with {_doubts(world, drop)} answers in doubt", drop
-        elif not world.may_fail(drop, reason):
+        # Where one can ask, a doubt that stays has to be what the strike demands.
+        if (reason != "unknown_outcome" or asks) and not world.may_fail(drop, reason):
             yield FAILED, f"failed as {reason or 'nothing said'} through no fault of its own", drop
 
 
@@ -148,7 +150,7 @@ def _doubts(world: World, drop: Drop) -> int:
     deaths = sum(
         run.death is not None and run.death.memory.unfinished.get(drop.sha256) == "posting" for run in world.runs
     )
-    asked = world.platform.sandbox.requests(Step.CONVERSATION)
+    asked = world.platform.sandbox.requests(step_of(Stage.CONVERSATION, world.platform.gateway))
     # Of a request that was reset before it was read nobody knows whose it was.
     open_answers = sum(r.file_name in (drop.name, None) and r.fault is not None for r in asked)
     return deaths + open_answers
@@ -177,12 +179,12 @@ def _secrets(world: World, found: _Files) -> _Broken:
     """I9: no secret in a log, on standard error, in a reason, in the journal."""
     platform = world.platform
     secret = platform.sandbox.client_secret
-    plain = {word for word in platform.secrets if not _HEX.fullmatch(word.encode())}
+    plain = {word for word in platform.secrets if not _SECRET.fullmatch(word.encode())}
     plain.add(base64.b64encode(f"{platform.sandbox.client_id}:{secret}".encode()).decode())
     for path in artefacts(world):
         content = path.read_bytes()
         hits = [word for word in plain if word.encode() in content]
-        hits += [word for match in set(_HEX.findall(content)) if (word := match.decode()) in platform.secrets]
+        hits += [word for match in set(_SECRET.findall(content)) if (word := match.decode()) in platform.secrets]
         if hits:
             yield OTHER, f"{path} holds a secret: {hits[0][:6]}…", None
         if _DOWNLOAD.search(content):

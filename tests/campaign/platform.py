@@ -34,6 +34,26 @@ class Platform:
             return received
 
         login._issued, ledger.receive = issue, arrive  # type: ignore[method-assign]
+        if gateway == "webmessaging":
+            self._hear_guests()
+
+    def _hear_guests(self) -> None:
+        """Note a guest's token, which is all that a session asks for, and each right to read its history."""
+        messaging = self.sandbox._messaging
+        assert messaging is not None, "the sandbox has been started"
+        sessions, history = self.sandbox._sessions, messaging.history
+        opened, granted = sessions.open, history.issue
+
+        def open_session(token: str, *given: Any, **more: Any) -> Any:
+            self.secrets.add(token)
+            return opened(token, *given, **more)
+
+        def grant(session: Any) -> tuple[str, float]:
+            jwt, expires_at_s = granted(session)
+            self.secrets.add(jwt)
+            return jwt, expires_at_s
+
+        sessions.open, history.issue = open_session, grant  # type: ignore[method-assign]
 
     def messages_of(self, sha256: str) -> list[Message]:
         """What agents got of one content, in order."""
@@ -49,7 +69,7 @@ class Platform:
 async def open_platform(gateway: Gateway = "webchat", **settings: Any) -> AsyncIterator[Platform]:
     """A platform without a quota: it would only slow the campaign down."""
     limits = dict.fromkeys(("requests_per_second", "connections_per_minute", "configures_per_minute"), 0)
-    async with Sandbox(SandboxSettings(**limits, **settings)) as sandbox:
+    async with Sandbox(SandboxSettings(**(limits | settings))) as sandbox:
         platform = Platform(sandbox, gateway)
         _open.append(platform)
         try:

@@ -14,7 +14,7 @@ _COLUMNS = {
 _LEGEND = """\
 strikes    kills, system calls killed at or failed, disks filled, power cuts, faults of the platform
 under way  strikes that found files claimed or a request open
-in doubt   in failed/ as unknown_outcome: policy hold, or three posts without an answer
+in doubt   in failed/ as unknown_outcome: policy hold, three posts without an answer, or a session that is over
 refused    in failed/ because of the fault itself: an answer that names a wrong attachment, 413, ...
 explained  second messages after an answer was lost, or a death between the platform's yes and the journal's commit
 lost, repeated, failed, other: violations. A file lost or mixed up; a second message that nothing explains; a file in

@@ -135,6 +135,8 @@ class World:
         """Content that its producer never made durable and that a power cut took."""
         self.runs: list[Run] = []
         self.may_fail: Callable[[Drop, str], bool] = lambda _drop, _reason: False
+        self.can_ask = platform.gateway == "webmessaging"
+        """What became of a message without an answer can be found out, so nothing explains a second one."""
         self.reasons_may_be_missing = False
         """The disk refused the reason of a failed file, which must not keep the file from being filed."""
         self.notes: list[str] = []

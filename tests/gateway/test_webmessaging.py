@@ -608,7 +608,9 @@ async def test_a_connection_that_went_before_the_message_leaves_no_doubt(messagi
         lambda platform, connection, frame: platform.echoes(connection, frame, tracing="another"),
         lambda platform, connection, frame: connection.refuses(frame, 4011, tagged=False),
         lambda platform, connection, frame: platform.echoes(connection, frame, content=[{"attachment": {"id": "x"}}]),
-        lambda platform, connection, frame: connection.says("TooManyRequestsErrorMessage", {"retryAfter": 1}),
+        lambda platform, connection, frame: connection.says("SessionExpiredEvent", {}, tracing="another"),
+        lambda platform, connection, frame: limits(connection, "ConfigureSession rate too high for this session"),
+        lambda platform, connection, frame: limits(connection, "Too many connections"),
     ],
 )
 async def test_what_is_no_word_that_the_message_stands(messaging, platform, reply):
@@ -619,6 +621,52 @@ async def test_what_is_no_word_that_the_message_stands(messaging, platform, repl
 
     platform.on["onMessage"] = on_message
     assert type(await refused(messaging)) is UnknownOutcome
+
+
+async def limits(connection: Connection, text: str) -> None:
+    """Too much of something: as it was captured, without saying which request it refuses."""
+    await connection.says("TooManyRequestsErrorMessage", {"retryAfter": 3, "errorMessage": text}, code=429)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda connection, frame: limits(connection, "OnMessage rate too high for this session"),
+        lambda connection, frame: limits(connection, ""),
+        lambda connection, frame: connection.refuses(frame, 4029, tagged=False),
+        lambda connection, frame: connection.refuses(frame, 429),
+    ],
+)
+async def test_a_message_that_came_too_fast_was_not_taken(messaging, platform, reply):
+    """It is all that was asked and has no answer, so the refusal is its own: nothing is in doubt."""
+    platform.on["onMessage"] = reply
+    assert verdict(await refused(messaging)) == (T, Reason.RATE_LIMITED, Step.MESSAGE)
+
+
+@pytest.mark.parametrize(("heard", "family"), [(True, T), (False, X)])
+async def test_a_limit_that_the_joining_may_have_met_leaves_the_message_in_doubt(messaging, platform, heard, family):
+    """To join is a request of the same kind: until it is answered nobody knows which of the two was too much."""
+    platform.config["messenger"]["apps"]["conversations"]["autoStart"]["enabled"] = True
+
+    async def on_message(connection: Connection, frame: Frame) -> None:
+        if frame["message"]["type"] == "Text":
+            await limits(connection, "OnMessage rate too high for this session")
+        elif heard:
+            body = {"type": "Event", "direction": "Inbound"}
+            await connection.says("StructuredMessage", body, kind="message", tracing=frame["tracingId"])
+
+    platform.on["onMessage"] = on_message
+    assert verdict(await refused(messaging)) == (family, Reason.RATE_LIMITED, Step.MESSAGE)
+
+
+async def test_a_session_that_was_over_before_the_message_took_none(messaging, platform):
+    """The event that answers our message refuses it; without our tracing id it says only that the session is over."""
+
+    async def expired(connection: Connection, frame: Frame) -> None:
+        await connection.says("SessionExpiredEvent", {}, tracing=frame["tracingId"])
+
+    platform.on["onMessage"] = expired
+    assert verdict(await refused(messaging)) == (T, Reason.NOT_READY, Step.MESSAGE)
 
 
 async def test_a_cancelled_delivery_leaves_nothing_behind(messaging, platform):
