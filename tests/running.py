@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,12 @@ import yaml
 
 from attachd.sandbox import Answer, Gateway, Sandbox, Step
 
-PATIENCE_S = 30.0
+from .waiting import PATIENCE_S, until
+
 REASON = ".reason.txt"
 
 over_both = pytest.mark.parametrize("gateway", ["webchat", "webmessaging"])
 """The same behaviour over both protocols."""
-
-
-async def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Wait until a condition holds; the test fails when that takes too long."""
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {patience_s:g} s in vain until {what}"
-        await asyncio.sleep(0.01)
 
 
 class RunningDaemon:

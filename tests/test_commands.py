@@ -22,7 +22,8 @@ from attachd.daemon.tokens import load_or_make_token, read_token
 from attachd.sandbox import Fault, FaultKind, Sandbox, refuse
 
 from .living import living
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop
+from .waiting import until
 
 STATUS_KEYS = [
     "name",
@@ -303,19 +304,8 @@ async def test_watch_follows_starts_and_stops(
     daemon: RunningDaemon, operator: Operator, inbox: Path, socket: str
 ) -> None:
     """On a terminal: at rest, then running with a file sent, redrawn in place; Ctrl-C ends it and gives it back."""
-    ours, theirs = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "attachd", "status", "--watch", "-c", str(operator.config_file)),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"},
-    )
-    os.close(theirs)
-    screen = bytearray()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(ours, lambda: screen.extend(_read(ours)))
-    try:
+    words = ("status", "--watch", "-c", str(operator.config_file))
+    async with _terminal(*words, TERM="xterm", COLUMNS="100", LINES="30") as (process, screen):
         await until(lambda: b"does not run" in screen, "it shows attachd at rest")
         async with living(daemon.config_file):
             drop(inbox, "good.txt")
@@ -325,9 +315,20 @@ async def test_watch_follows_starts_and_stops(
             assert await process.wait() == 130
         await until(lambda: b"\x1b[?1049l" in screen, "the screen is given back")
         assert b"Traceback" not in screen
-    finally:
-        loop.remove_reader(ours)
-        os.close(ours)
+
+
+async def test_watch_ends_without_a_word_when_nobody_reads_any_more(operator: Operator) -> None:
+    """`attachd status --watch --json | head -1`."""
+    script = (
+        f"set -o pipefail; '{sys.executable}' -m attachd status --watch --json -c '{operator.config_file}' | head -1"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
+    assert json.loads(out)["inboxes"][0]["name"] == "claims"
+    assert (process.returncode, err) == (1, b"")
 
 
 async def test_on_a_terminal_a_long_name_gives_way_and_no_id_is_cut(
@@ -357,27 +358,33 @@ async def test_status_on_a_terminal_shows_the_page_and_in_a_pipe_no_token(
 
 async def _on_a_terminal(*words: str) -> str:
     """What a terminal of 140 columns gets to show."""
+    async with _terminal(*words, TERM="dumb", COLUMNS="140", NO_COLOR="1") as (process, screen):
+        async with asyncio.timeout(60):
+            assert await process.wait() == 0
+    return screen.decode()
+
+
+@contextlib.asynccontextmanager
+async def _terminal(*words: str, **env: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, bytearray]]:
+    """attachd on a terminal of its own: the process, and all that it shows, to the last byte when the block is left."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "attachd", *words),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=os.environ | {"TERM": "dumb", "COLUMNS": "140", "NO_COLOR": "1"},
+        *(sys.executable, "-m", "attachd", *words), stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | env
     )
     os.close(theirs)
     screen = bytearray()
     loop = asyncio.get_running_loop()
     loop.add_reader(ours, lambda: screen.extend(_read(ours)))
     try:
-        async with asyncio.timeout(60):
-            assert await process.wait() == 0
+        yield process, screen
     finally:
         loop.remove_reader(ours)
-    while piece := _read(ours):
-        screen.extend(piece)
-    os.close(ours)
-    return screen.decode()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        while piece := _read(ours):
+            screen.extend(piece)
+        os.close(ours)
 
 
 def _read(descriptor: int) -> bytes:

@@ -16,7 +16,8 @@ import pytest
 
 from attachd.sandbox import Fault, FaultKind, Sandbox
 
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop
+from .waiting import until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 

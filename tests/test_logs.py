@@ -15,7 +15,8 @@ from attachd.intake.inbox import InboxIntake
 from attachd.journal.sqlite import SqliteJournal
 from attachd.model import InboxName, StateName
 
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop
+from .waiting import until
 
 
 async def test_a_log_file_is_opened_anew_after_it_was_renamed(daemon: RunningDaemon, inbox: Path) -> None:

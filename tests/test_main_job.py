@@ -8,7 +8,8 @@ from pathlib import Path
 
 from attachd.sandbox import ENHANCED_LIMIT_BYTES, Fault, FaultKind, Sandbox, SandboxSettings, Step, refuse
 
-from .running import RunningDaemon, drop, over_both, until
+from .running import RunningDaemon, drop, over_both
+from .waiting import until
 
 SAMPLES = Path(__file__).parent.parent / "attachd" / "demo" / "samples"
 

@@ -7,7 +7,8 @@ import pytest
 
 from attachd.sandbox import Fault, FaultKind, Sandbox, Step, refuse
 
-from .running import RunningDaemon, drop, over_both, until
+from .running import RunningDaemon, drop, over_both
+from .waiting import until
 
 
 @over_both

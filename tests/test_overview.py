@@ -16,7 +16,8 @@ from attachd.model import Explanation, Failed, InboxName, Reason, Sent, StateNam
 from attachd.sandbox import Fault, FaultKind, Sandbox, refuse
 
 from .living import living
-from .running import PATIENCE_S, REASON, RunningDaemon, drop
+from .running import REASON, RunningDaemon, drop
+from .waiting import PATIENCE_S
 
 CLAIMS = InboxName("claims")
 

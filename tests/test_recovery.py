@@ -13,7 +13,8 @@ import pytest
 
 from attachd.sandbox import Fault, FaultKind, Sandbox, Step
 
-from .running import RunningDaemon, drop, over_both, until
+from .running import RunningDaemon, drop, over_both
+from .waiting import until
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """SIGHUP: everything is validated first, then swapped at once; what is under way keeps its old settings."""
 
+import fcntl
+import os
 import signal
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import yaml
 
 from attachd.sandbox import Fault, FaultKind, Sandbox
 
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop
+from .waiting import until
 
 
 def _change(daemon: RunningDaemon, **sections: object) -> None:
@@ -22,6 +25,19 @@ async def _reload(daemon: RunningDaemon) -> dict[str, object]:
     daemon.signal(signal.SIGHUP)
     await until(lambda: len(daemon.events("daemon.reloaded")) > before, "the reload is done")
     return daemon.events("daemon.reloaded")[-1]
+
+
+def _let_go(inbox: Path) -> bool:
+    """Whether no daemon has the inbox."""
+    own = os.open(inbox / ".attachd", os.O_RDONLY)
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(own)
 
 
 async def test_an_added_inbox_is_watched_and_a_removed_one_is_left_alone(
@@ -55,6 +71,7 @@ async def test_what_is_claimed_of_a_removed_inbox_is_still_delivered(
     await _reload(daemon)
     await daemon.all_filed(1)
     assert daemon.sent() == ["claim.txt"]
+    await until(lambda: _let_go(inbox), "the inbox is nobody's")
     daemon.config_file.write_text(settings)
     await _reload(daemon)
     drop(inbox, "again.txt")

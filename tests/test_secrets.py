@@ -12,7 +12,8 @@ import pytest
 from attachd.sandbox import Fault, FaultKind, Sandbox, oauth, refuse
 from attachd.sandbox.webmessaging import connection, history
 
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop
+from .waiting import until
 
 
 async def test_no_artefact_of_a_faulted_run_holds_a_secret(

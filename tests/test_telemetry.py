@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,12 +140,21 @@ def test_the_newest_secrets_of_a_kind_are_masked_and_others_stay(stream):
         ("HTTPS://H/p?a", "HTTPS://H/p?…"),
         ("wss://h/p?deploymentId=1", "wss://h/p?…"),
         ("https://user:pass@proxy:3128/", "https://…@proxy:3128/"),
+        ("https://user:p@ss@proxy:3128/", "https://…@proxy:3128/"),
+        ("https://pass@proxy:3128/", "https://…@proxy:3128/"),
         ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer …"),
         ("authorization: bearer x", "authorization: bearer …"),
         ("the bearer token was refused", "the bearer token was refused"),
         ("Basic dXNlcjpwYXNzd29yZA==", "Basic …"),
         ("/b/k?X-Amz-Credential=abc&other=1", "/b/k?X-Amz-Credential=…&other=1"),
+        ("/b/k?Password=abc&other=1", "/b/k?Password=…&other=1"),
+        ("next_token%3dabc was sent", "next_token%3d… was sent"),
+        ("secret=Basic abc", "secret=Basic …"),
+        ('{"id": "1", "access_token":"abc def"}', '{"id": "1", "access_token":"…"}'),
+        ("{'password': 'abc', 'id': 1}", "{'password': '…', 'id': 1}"),
         ("what? no url", "what? no url"),
+        ("page?id=3.html", "page?id=3.html"),
+        ("platform.client_secret: missing", "platform.client_secret: missing"),
     ],
 )
 def test_urls_lose_their_queries_and_headers_their_credentials(stream, text, shown):
@@ -152,6 +162,34 @@ def test_urls_lose_their_queries_and_headers_their_credentials(stream, text, sho
     log.info("x", detail=text)
     assert stream.events()[0]["detail"] == shown
     assert telemetry.without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no 4711, but 'own w0rds' or own%20w0rds", "no …, but '…' or …"),
+        ("known-secret", "…"),
+        ("half a \ud83d", "half a …"),
+        ("see https://h/p?x and \\/p?a=b", "see https://h/p?… and \\/p?…"),
+        ("Basic abc", "Basic …"),
+        ("password: abc, id: 1", "password: …, id: 1"),
+        ("<SessionToken> abc </SessionToken>", "<SessionToken> … </SessionToken>"),
+    ],
+)
+def test_others_are_quoted_without_anything_like_a_secret(text, shown):
+    """Nobody knows how they put what they were told, so more is masked than in our own words."""
+    telemetry.redact("token", "known-secret")
+    assert telemetry.quotable(text, "own w0rds", "4711", "", "\ud83d") == shown
+
+
+@pytest.mark.parametrize("piece", ["token", "x-amz-", "token':", "token': '", "://", "@", "secret ", "token=basic "])
+def test_hostile_texts_are_masked_in_no_time(piece):
+    """No pattern is slow on a text made to make it slow."""
+    began = time.perf_counter()
+    for text in (piece * 10_000, f"://{piece * 10_000}='", piece + " " * 50_000 + "='"):
+        telemetry.without_secrets(text)
+        telemetry.quotable(text[:4096])
+    assert time.perf_counter() - began < 0.5
 
 
 def test_a_secret_at_the_cut_is_masked_first(stream):

@@ -6,7 +6,8 @@ import pytest
 
 from attachd.sandbox import Fault, FaultKind, Sandbox, hang_up, refuse
 
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop
+from .waiting import until
 
 pytestmark = pytest.mark.parametrize("gateway", ["webmessaging"])
 

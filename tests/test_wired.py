@@ -10,7 +10,8 @@ import yaml
 
 from attachd.sandbox import Sandbox, refuse
 
-from .running import RunningDaemon, drop, until
+from .running import RunningDaemon, drop
+from .waiting import until
 
 
 async def _types(daemon: RunningDaemon, command: str, *words: str) -> tuple[int, str]:

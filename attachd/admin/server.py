@@ -29,9 +29,7 @@ from attachd.model import InboxName, StateName
 from attachd.ports import Controls, Overview
 from attachd.telemetry import printable, redact, without_secrets
 
-__all__ = ["TOKEN_HEADER", "AdminServer", "CannotListen"]
-
-TOKEN_HEADER = "X-Attachd-Token"  # noqa: S105  a header's name, not a secret
+__all__ = ["AdminServer", "CannotListen"]
 
 _HEARTBEAT_S = 15.0
 _MAX_WATCHERS = 16
@@ -327,7 +325,7 @@ class AdminServer:
 
     async def _asked(self, request: web.BaseRequest, keys: set[str]) -> dict[str, Any]:
         """The body of a change, once its sender has shown that it may."""
-        given = request.headers.get(TOKEN_HEADER, "")
+        given = request.headers.get(wire.TOKEN_HEADER, "")
         if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._token):
             raise _Refused(401, "the token is missing or wrong; `attachd status` prints a link that has it")
         if request.content_type != "application/json":

@@ -48,6 +48,9 @@ from attachd.telemetry import printable, without_secrets
 
 Json: TypeAlias = dict[str, Any]
 
+TOKEN_HEADER = "X-Attachd-Token"  # noqa: S105  a header's name, not a secret
+"""Shows that whoever asks for a change may have it; the page's script spells it once more."""
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

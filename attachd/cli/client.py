@@ -26,7 +26,6 @@ from attachd.telemetry import printable, without_secrets
 
 _T = TypeVar("_T")
 
-_TOKEN_HEADER = "X-Attachd-Token"  # noqa: S105  a header's name, not a secret
 _ANSWER_S = 40.0  # the server gives up on an answer of its own after 30 s
 _BUSY_RETRY_S = 0.3
 _BUSY_TRIES = 10  # ours: an attachd that starts or ends is through with it within the 3 s that this makes
@@ -113,7 +112,7 @@ class AdminClient:
         asked: Mapping[str, Any] | None = None,
         or_nothing: bool = False,
     ) -> Any:
-        headers = {_TOKEN_HEADER: self._token} if method == "POST" else {}
+        headers = {wire.TOKEN_HEADER: self._token} if method == "POST" else {}
         try:
             async with self._session.request(method, path, params=query, json=asked, headers=headers) as answer:
                 body = await answer.text()

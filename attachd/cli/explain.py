@@ -3,6 +3,7 @@
 import json
 import os
 
+import click
 from rich.console import Console
 from rich.text import Text
 
@@ -23,7 +24,7 @@ async def explain_file(settings: Config, what: str, *, as_json: bool) -> Exit:
         if told is None and path != here:
             path, told = here, await overview.explain(here)
     if as_json:
-        print(json.dumps(None if told is None else wire.explanation(told), indent=2))  # noqa: T201  the output
+        click.echo(json.dumps(None if told is None else wire.explanation(told), indent=2))
         return Exit.FAILED if told is None else Exit.DONE
     console = Console(highlight=False, soft_wrap=True)
     if told is None:

@@ -2,6 +2,7 @@
 
 import json
 
+import click
 from rich.console import Console
 from rich.text import Text
 
@@ -27,7 +28,7 @@ async def list_deliveries(
         entries = await overview.deliveries(state=state, inbox=inbox, limit=limit)
     told = wire.entries(entries)
     if as_json:
-        print(json.dumps([{key: one[key] for key in _KEYS} for one in told], indent=2))  # noqa: T201  the output
+        click.echo(json.dumps([{key: one[key] for key in _KEYS} for one in told], indent=2))
         return Exit.DONE
     console = Console(highlight=False, soft_wrap=True)
     if not entries:

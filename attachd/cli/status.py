@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -36,7 +37,7 @@ async def show_status(settings: Config, *, as_json: bool) -> Exit:
     async with asking(settings) as overview:
         status = await overview.status()
     if as_json:
-        print(json.dumps(pinned(status), indent=2))  # noqa: T201  the command's output
+        click.echo(json.dumps(pinned(status), indent=2))
     else:
         _console().print(shown(status))
         if status.running and sys.stdout.isatty() and (link := await asyncio.to_thread(_link, settings)):
@@ -63,7 +64,7 @@ async def watch_status(settings: Config, *, as_json: bool) -> Exit:
         while True:
             status = await watching.look()
             if as_json:
-                print(json.dumps(pinned(status)), flush=True)  # noqa: T201  the command's output
+                click.echo(json.dumps(pinned(status)))
             else:
                 _console().print(shown(status), Text())
             await asyncio.sleep(_EVERY_S)

@@ -3,16 +3,22 @@
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 
 from attachd import config
 from attachd.config import Config
+from attachd.delivery.dispatcher import Dispatcher
 from attachd.delivery.filing import Filing
+from attachd.delivery.lifecycle import Rules
+from attachd.delivery.pauses import Pauses
+from attachd.delivery.pipeline import InboxPlan, Pipeline
 from attachd.gateway.webchat import Webchat, open_webchat
 from attachd.gateway.webmessaging import WebMessaging, open_webmessaging
-from attachd.model import DeliveryId, delivery_id
+from attachd.metrics import Metrics
+from attachd.model import DeliveryId, InboxName, delivery_id
+from attachd.ports import GuestGateway, Journal
 
 
 def utcnow() -> datetime:
@@ -69,6 +75,46 @@ def open_gateway(
                 on_hold=on_hold,
                 upload_hosts=platform.upload_hosts,
             )
+
+
+def rules_of(settings: Config) -> Rules:
+    """What the operator chose for deliveries."""
+    return Rules(settings.delivery.max_attempts, settings.delivery.on_unknown_outcome)
+
+
+def build_dispatcher(
+    settings: Config,
+    journal: Journal,
+    gateway: GuestGateway,
+    pauses: Pauses,
+    plans: Mapping[InboxName, InboxPlan],
+    *,
+    chance: random.Random,
+    metrics: Metrics,
+) -> Dispatcher:
+    """The dispatcher and the pipeline under it, by the config's rules and limits."""
+    pipeline = Pipeline(
+        journal,
+        gateway,
+        rules_of(settings),
+        max_file_bytes=settings.platform.max_file_size,
+        now=utcnow,
+        clock=time.monotonic,
+        passed=pauses.passed,
+    )
+    return Dispatcher(
+        journal,
+        pipeline,
+        pauses,
+        plans,
+        rules_of(settings),
+        concurrency=settings.delivery.concurrency,
+        now=utcnow,
+        clock=time.monotonic,
+        chance=chance,
+        metrics=metrics,
+        new_id=new_delivery_id,
+    )
 
 
 def folders_of(inbox: config.Inbox) -> Filing:

@@ -22,14 +22,12 @@ from attachd.admin.server import AdminServer, CannotListen
 from attachd.config import Config
 from attachd.daemon.inboxes import Inboxes
 from attachd.daemon.live import LiveOverview
-from attachd.daemon.parts import new_delivery_id, open_gateway, utcnow
+from attachd.daemon.parts import build_dispatcher, open_gateway, rules_of, utcnow
 from attachd.daemon.reload import compare, merged
 from attachd.daemon.tokens import load_or_make_token
 from attachd.delivery.dispatcher import Dispatcher
 from attachd.delivery.health import CANARY
-from attachd.delivery.lifecycle import Rules
 from attachd.delivery.pauses import Pauses
-from attachd.delivery.pipeline import Pipeline
 from attachd.errors import AccountError, ConfigError, JournalBusy, TransientError
 from attachd.gateway.guard import Gate
 from attachd.gateway.guests import load_guest_key
@@ -109,27 +107,8 @@ class Daemon:
         settings = self._settings
         metrics = Metrics()
         pauses = Pauses(clock=time.monotonic, chance=self._chance, metrics=metrics)
-        pipeline = Pipeline(
-            journal,
-            gateway.gateway,
-            rules_of(settings),
-            max_file_bytes=settings.platform.max_file_size,
-            now=utcnow,
-            clock=time.monotonic,
-            passed=pauses.passed,
-        )
-        dispatcher = Dispatcher(
-            journal,
-            pipeline,
-            pauses,
-            inboxes.plans,
-            rules_of(settings),
-            concurrency=settings.delivery.concurrency,
-            now=utcnow,
-            clock=time.monotonic,
-            chance=self._chance,
-            metrics=metrics,
-            new_id=new_delivery_id,
+        dispatcher = build_dispatcher(
+            settings, journal, gateway.gateway, pauses, inboxes.plans, chance=self._chance, metrics=metrics
         )
         metrics.quota_from(quota_use(gateway.gate, settings.platform.requests_per_second, time.monotonic))
         await silence.keep(gateway.gate, pauses)
@@ -233,11 +212,6 @@ class Daemon:
                     needs_restart=list(changes.needs_restart),
                 )
             notifier.ready(_watching(inboxes))
-
-
-def rules_of(settings: Config) -> Rules:
-    """What the operator chose for deliveries."""
-    return Rules(settings.delivery.max_attempts, settings.delivery.on_unknown_outcome)
 
 
 def _watching(inboxes: Inboxes) -> str:

@@ -294,24 +294,9 @@ def _http_date(value: str) -> datetime | None:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-_NAMED = r"((?:token|secret|signature|password|credential)\w*[\"']?\s*[=:>]\s*[\"']?)[^\s\"'<>&,;]+"
-_MASKS = (
-    (re.compile(r"\?[^\s\"'<>]*=[^\s\"'<>]*"), "?***"),
-    (re.compile(r"://[^\s\"'<>/@]*@"), "://***@"),
-    (re.compile(r"\b(bearer|basic)(\s+)[\w\-.~+/=]+", re.IGNORECASE), r"\1\2***"),
-    (re.compile(_NAMED, re.IGNORECASE), r"\1***"),
-)
-
-
 def excerpt(body: bytes, *secrets: str) -> str:
     """The beginning of a body as one printable line without secrets."""
-    text = telemetry.without_secrets(body[:1024].decode("utf-8", "replace"))
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
-    for pattern, mask in _MASKS:
-        text = pattern.sub(mask, text)
-    return one_line(text)
+    return one_line(telemetry.quotable(body[:1024].decode("utf-8", "replace"), *secrets))
 
 
 def one_line(text: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from attachd.admin.server import TOKEN_HEADER, AdminServer
+from attachd.admin.server import AdminServer
+from attachd.admin.wire import TOKEN_HEADER
 from attachd.metrics import Metrics
 
 from .scripted import Scripted

@@ -13,10 +13,12 @@ import aiohttp
 import pytest
 
 from attachd.admin import wire
-from attachd.admin.server import TOKEN_HEADER, AdminServer, CannotListen
+from attachd.admin.server import AdminServer, CannotListen
+from attachd.admin.snapshot import INTERVAL_S
 from attachd.metrics import Metrics
 from attachd.model import Explanation, InboxName, Reason, Status
 
+from ..waiting import until
 from .conftest import TOKEN, Health, serving
 from .scripted import CLAIMS, Scripted, delivery, failed, inbox, pause
 
@@ -152,9 +154,9 @@ async def test_changes_reach_the_daemon(client: Client, daemon: Scripted, token:
 @pytest.mark.parametrize(
     ("headers", "code"),
     [
-        ({TOKEN_HEADER: ""}, 401),
-        ({TOKEN_HEADER: "wrong"}, 401),
-        ({TOKEN_HEADER: TOKEN + "x"}, 401),
+        ({wire.TOKEN_HEADER: ""}, 401),
+        ({wire.TOKEN_HEADER: "wrong"}, 401),
+        ({wire.TOKEN_HEADER: TOKEN + "x"}, 401),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://localhost:1"}, 403),
@@ -169,7 +171,7 @@ async def test_changes_reach_the_daemon(client: Client, daemon: Scripted, token:
 async def test_a_change_that_a_foreign_page_could_send_is_refused(
     client: Client, daemon: Scripted, headers: dict[str, str], code: int
 ) -> None:
-    given = {TOKEN_HEADER: TOKEN, "Content-Type": "application/json"} | headers
+    given = {wire.TOKEN_HEADER: TOKEN, "Content-Type": "application/json"} | headers
     for path in ("/api/retry", "/api/pause", "/api/resume"):
         async with client.post(path, data=b'{"what":null}', headers=given) as answer:
             assert answer.status == code
@@ -178,7 +180,7 @@ async def test_a_change_that_a_foreign_page_could_send_is_refused(
 
 
 async def test_our_own_origin_may_change(client: Client, server: AdminServer, daemon: Scripted) -> None:
-    headers = {TOKEN_HEADER: TOKEN, "Origin": server.address, "Sec-Fetch-Site": "same-origin"}
+    headers = {wire.TOKEN_HEADER: TOKEN, "Origin": server.address, "Sec-Fetch-Site": "same-origin"}
     assert (await told(client, "/api/pause", {}, headers))[0] == 200
     assert daemon.asked == [("pause", None, None)]
 
@@ -270,7 +272,7 @@ async def test_idle_connections_are_bounded(server: AdminServer, client: Client)
     assert closed == [b""] * 6
     for _, writer in opened:
         writer.close()
-    await asyncio.sleep(0.1)
+    await until(lambda: not server._server.connections, "they are gone")
     assert (await said(client, "/api/status"))[0] == 200
 
 
@@ -324,19 +326,17 @@ async def test_many_watchers_cost_one_look_and_too_many_are_refused(
         assert (code, answer) == (503, {"error": "16 are watching already"})
         for watching in answers:
             watching.close()
-        code = 0
-        while code != 200:
-            await asyncio.sleep(0.1)
-            async with client.get("/api/events") as again:
-                code = again.status
+        await until(lambda: not server._watchers, "they are gone")
+        async with client.get("/api/events") as again:
+            assert again.status == 200
 
 
-async def test_nobody_watching_costs_no_look(client: Client, daemon: Scripted) -> None:
+async def test_nobody_watching_costs_no_look(client: Client, server: AdminServer, daemon: Scripted) -> None:
     async with client.get("/api/events") as answer:
         await pieces(answer)
-    await asyncio.sleep(0.7)
+    await until(lambda: not server._watchers, "nobody is watching")
     looks = daemon.looks
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(INTERVAL_S + 0.2)  # for another look, were anybody to take it
     assert daemon.looks == looks
 
 
@@ -373,11 +373,14 @@ async def test_a_socket_left_by_a_killed_process_is_replaced(
 ) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(socket_path))
-    async with serving(daemon, metrics, health, f"unix:{socket_path}"):
+    async with serving(daemon, metrics, health, f"unix:{socket_path}") as server:
         with pytest.raises(CannotListen, match="somebody listens there"):
             await serving(daemon, metrics, health, f"unix:{socket_path}").__aenter__()
         assert socket_path.exists()
-        await asyncio.sleep(0.05)  # the knock at the door is a connection, and is to be over before the end
+        # The knock at the door is a connection: over before the end, and let in before whoever comes now.
+        async with Client("http://localhost", connector=aiohttp.UnixConnector(str(socket_path))) as client:
+            assert (await said(client, "/api/status"))[0] == 200
+        await until(lambda: not server._server.connections, "the knock is over")
 
 
 async def test_a_file_in_the_sockets_place_stays(

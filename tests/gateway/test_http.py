@@ -18,6 +18,7 @@ from attachd.errors import AccountError, ConfigError, TransientError
 from attachd.gateway.http import Answer, Http, excerpt, open_http, retry_after_s
 from attachd.model import Reason, Step
 
+from ..waiting import until
 from .support import Exchange, Wire, drips, hangs_up, in_turn, never, no_proxy, resets, says
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -364,7 +365,7 @@ async def test_a_cancelled_request_leaves_nothing_behind(http: Http, wire: Wire)
     """Cancellation goes through at once and is not turned into an error of the network."""
     wire.answer = never
     task = asyncio.ensure_future(ask(http, f"{wire.url}/api"))
-    await asyncio.sleep(0.1)
+    await until(lambda: wire.seen, "the request is there")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

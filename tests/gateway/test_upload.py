@@ -12,7 +12,8 @@ from attachd.gateway.http import Http
 from attachd.gateway.upload import METADATA_HEADER, Slot, Storage, put_deadline_s, starts_until
 from attachd.model import AttachmentId, Reason, Step
 
-from .support import Seen, Wire, drips, hangs_up, in_turn, open_gate, reading, says
+from ..waiting import until
+from .support import Seen, Wire, drips, hangs_up, in_turn, never, open_gate, reading, says
 
 KEY = AttachmentId("att-1")
 LOCAL_API = "http://127.0.0.1:9/"
@@ -78,7 +79,7 @@ async def test_a_document_is_read_as_it_goes(storage: Storage, wire: Wire) -> No
             yield b"x" * 262144
 
     async def slow(request: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # long enough to read it all, if nobody had to take it
         seen_at_pause.append(ahead)
         left = int(request.headers["content-length"])
         while left:
@@ -235,10 +236,12 @@ async def test_a_reader_that_miscounts_is_not_believed(storage: Storage, wire: W
 
 async def test_the_reader_is_closed_whatever_happens(storage: Storage, wire: Wire) -> None:
     """When `put` returns or raises nobody reads the file any more."""
+    opened: list[str] = []
     closed: list[str] = []
 
     def reader(name: str) -> Any:
         async def read() -> AsyncIterator[bytes]:
+            opened.append(name)
             try:
                 for _ in range(100):
                     yield b"x" * 100_000
@@ -254,12 +257,10 @@ async def test_the_reader_is_closed_whatever_happens(storage: Storage, wire: Wir
         await storage.put(a_slot(presigned(wire)), 10_000_000, reader("refused"))
     assert closed == ["done", "refused"]
 
-    async def stuck(request: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(30)
-
-    wire.answer = stuck
+    wire.answer = never
+    wire.seen.clear()
     task = asyncio.ensure_future(storage.put(a_slot(presigned(wire)), 10_000_000, reader("cancelled")))
-    await asyncio.sleep(0.1)
+    await until(lambda: wire.seen and "cancelled" in opened, "the bytes are on their way")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

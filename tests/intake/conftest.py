@@ -16,15 +16,9 @@ from attachd.intake.inbox import InboxIntake, IntakeRules
 from attachd.model import ClaimResult, InboxName, Sighting, Version
 from attachd.ports import Pick
 
+from ..waiting import until
+
 NAME = InboxName("claims")
-
-
-async def until(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
-    """Wait for a condition, and say what it was if it does not come."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {within_s} s for: {what}"
-        await asyncio.sleep(0.005)
 
 
 def version_of(path: Path) -> Version:

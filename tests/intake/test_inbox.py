@@ -19,7 +19,8 @@ from attachd.intake.settle import LeftAlone, Ready, Settling
 from attachd.intake.watch import Watch, WatchMode
 from attachd.model import ClaimResult, Reason, Step
 
-from .conftest import Delivery, Running, slowly, until
+from ..waiting import until
+from .conftest import Delivery, Running, slowly
 
 FLOOD = """
 import os, sys

@@ -1,8 +1,6 @@
 """A client that takes a file to the sandbox step by step and shows every answer raw."""
 
-import asyncio
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -119,9 +117,3 @@ class Client:
 
     async def deliver(self, name: str = "claim.pdf") -> Answered:
         return await self.converse(await self.stored(name))
-
-
-async def until(condition: Callable[[], bool], deadline_s: float = 3.0) -> None:
-    async with asyncio.timeout(deadline_s):
-        while not condition():
-            await asyncio.sleep(0.002)

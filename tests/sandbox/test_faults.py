@@ -8,7 +8,7 @@ import pytest
 
 from attachd.sandbox import WEBCHAT_STEPS, Answer, Fault, FaultKind, Step, refuse
 
-from .client import until
+from ..waiting import until
 
 LOST = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError)
 UNREAD = pytest.mark.parametrize("kind", [FaultKind.RESET_UNREAD, FaultKind.RESET])

@@ -9,7 +9,8 @@ import yaml
 
 from attachd.sandbox import WEBCHAT_STEPS, Answer, Fault, FaultKind, Sandbox, SandboxSettings, Step, refuse, serve
 
-from .client import Client, until
+from ..waiting import until
+from .client import Client
 from .messenger import opened
 
 

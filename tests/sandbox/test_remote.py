@@ -13,8 +13,9 @@ import yaml
 from attachd.sandbox import Fault, FaultKind, S3Endpoint, S3Unusable, Sandbox, SandboxSettings, refuse
 from attachd.sandbox.storage import ATTACHMENT_ID_HEADER
 
+from ..waiting import until
 from .bucket import Bucket, serving
-from .client import Client, until
+from .client import Client
 from .conftest import Start
 from .messenger import opened
 

@@ -8,7 +8,7 @@ import pytest
 
 from attachd.sandbox.storage import ATTACHMENT_ID_HEADER
 
-from .client import until
+from ..waiting import until
 
 
 def refused(answered, status, code, *words):

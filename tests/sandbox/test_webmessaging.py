@@ -10,7 +10,8 @@ import yaml
 
 from attachd.sandbox import Answer, Stage, Step, step_of
 
-from .client import PDF, until
+from ..waiting import until
+from .client import PDF
 from .messenger import Line, dial, message_of, opened
 
 UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")

@@ -9,7 +9,7 @@ import pytest
 
 from attachd.sandbox import Answer, Fault, FaultKind, Step, hang_up, refuse
 
-from .client import until
+from ..waiting import until
 from .messenger import Line, dial, message_of, opened
 
 ASKED = [Step.CONFIGURE, Step.ATTACHMENT, Step.MESSAGE, Step.JWT, Step.ECHO]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from .client import Client, until
+from ..waiting import until
+from .client import Client
 from .messenger import Line, dial, opened
 
 
