@@ -203,6 +203,8 @@ async def test_the_silence_the_platform_asked_for_outlives_a_restart(
     drop(inbox, "claim.txt")
     await until(lambda: daemon.events("platform.paused"), "the pause is logged")
     asked = platform.requests(step)[-1].monotonic_s
+    written = daemon.state_dir / "journal.db-wal"
+    await until(lambda: b"answered 429" in written.read_bytes(), "the journal has it")  # a moment later
     await daemon.kill()
     await daemon.start()
     await daemon.all_filed(1)
