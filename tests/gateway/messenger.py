@@ -64,6 +64,8 @@ class Messenger:
     connections: list[Connection] = field(default_factory=list)
     requests: list[web.Request] = field(default_factory=list)
     stored: dict[str, bytes] = field(default_factory=dict)
+    owners: dict[str, Connection] = field(default_factory=dict)
+    """Who asked for the place of an attachment, by its id."""
     closed_with: list[int | None] = field(default_factory=list)
 
     @property
@@ -100,7 +102,8 @@ class Messenger:
 
     async def arrived(self, attachment: str, connection: Connection | None = None) -> None:
         body = {"attachmentId": attachment, "downloadUrl": "https://d.example/?HUSH", "timestamp": "2026-01-05"}
-        await (connection or self.connections[-1]).says("UploadSuccessEvent", body, kind="message")
+        connection = connection or self.owners.get(attachment, self.connections[-1])
+        await connection.says("UploadSuccessEvent", body, kind="message")
 
     async def _messages(self, request: web.Request) -> web.Response:
         self.requests.append(request)
@@ -139,6 +142,7 @@ class Messenger:
 
     async def onAttachment(self, connection: Connection, frame: Frame, **changes: Any) -> None:  # noqa: N802
         attachment = frame["attachmentId"]
+        self.owners[attachment] = connection
         body = {
             "attachmentId": attachment,
             "url": f"{self.url}/store/{attachment}?X-Amz-Signature=HUSH",
