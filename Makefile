@@ -5,13 +5,13 @@ SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-s3 test-systemd campaign lint types imports clean
+.PHONY: demo test test-s3 test-systemd campaign bench lint types imports clean
 
 demo: $(VENV)/.installed  ## the main job, live: sandbox, daemon, documents (GATEWAY=webmessaging for the other gateway)
 	$(BIN)/attachd demo --gateway $(GATEWAY)
 
 test: $(VENV)/.installed-dev lint types imports  ## lint, types, import rules and all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 4  # most of them wait for somebody: four at a time, whatever the number of cores
 
 test-s3: $(VENV)/.installed-dev  ## uploads to S3 servers of others, which it installs into a cache folder
 	$(BIN)/pytest tests/s3 -m s3
@@ -21,6 +21,11 @@ test-systemd: $(VENV)/.installed-dev  ## attachd under a real systemd; as root, 
 
 campaign: $(VENV)/.installed-dev  ## kills, power cuts and faults by the thousand; minutes, as root; SEED= repeats a run
 	$(BIN)/python -m tests.campaign --seed $(SEED)
+
+bench: $(VENV)/.installed-bench  ## every figure of docs/performance.md, measured anew; ten minutes
+	$(BIN)/python -m benchmarks
+	$(BIN)/python docs/make-performance > docs/performance.md
+	$(BIN)/python docs/make-performance --plot
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -43,6 +48,10 @@ $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@ $(VENV)/.installed
 
 clean:
