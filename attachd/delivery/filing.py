@@ -555,7 +555,7 @@ class Filing:
             moved = [delivery for (delivery, _), answer in zip(moves, answers, strict=True) if isinstance(answer, str)]
             try:
                 with self._trouble("file into"):
-                    folders.sync()
+                    self._with_room(folders.sync)
                     for delivery in moved:
                         self.drop_claim(delivery)
                     if moved:
@@ -579,14 +579,14 @@ class Filing:
         inside, base = os.path.split(name)
         claimed = _claimed_as(delivery, name)
         relative = os.path.join(target, inside).rstrip("/")
-        links = os.stat(claimed, dir_fd=self._claimed, follow_symlinks=False)  # not there: the caller's to explain
+        found = os.stat(claimed, dir_fd=self._claimed, follow_symlinks=False)  # not there: the caller's to explain
         with self._trouble("file into"):
             try:
-                filed = self._with_room(lambda: self._move_to(claimed, base, links, relative, folders))
+                filed = self._with_room(lambda: self._move_to(claimed, base, found, relative, folders))
             except NotADirectoryError:
                 # A file was filed earlier under the name that is now a sub-folder's.
                 relative = target
-                filed = self._with_room(lambda: self._move_to(claimed, base, links, relative, folders))
+                filed = self._with_room(lambda: self._move_to(claimed, base, found, relative, folders))
         return os.path.join(relative, filed)
 
     def _move_to(self, claimed: str, base: str, found: os.stat_result, relative: str, folders: "_Folders") -> str:
