@@ -176,7 +176,9 @@ class Attachd(_Process):
         self.config = folder / "config.yaml"
         self.inboxes = inboxes
         self._stub = stub
-        self._socket = folder / "admin.sock"
+        # In a folder of its own: the name of a socket has to be short, wherever the rest lies.
+        self._private = tempfile.TemporaryDirectory(prefix="attachd-bench-")
+        self._socket = Path(self._private.name) / "admin.sock"
         settings = {
             "platform": {
                 "client_id": "benchmark",
@@ -239,6 +241,10 @@ class Attachd(_Process):
         program = [sys.executable, "-m", "attachd", *words, "-c", str(self.config)]
         subprocess.run(program, check=True, stdout=subprocess.DEVNULL, cwd=PROJECT)
         return time.monotonic() - began
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        self._private.cleanup()
 
     def stop(self) -> None:
         """As systemd would."""
