@@ -1,7 +1,9 @@
 """attachd as an operator runs it: a process of its own, seen through its log and its folders."""
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -150,7 +152,11 @@ class RunningDaemon:
 
     def claimed(self) -> list[str]:
         """The names that are claimed."""
-        return sorted(path.name for path in (self.inbox / ".attachd" / "claimed").glob("*/*"))
+        claims, names = self.inbox / ".attachd" / "claimed", list[str]()
+        for folder in claims.iterdir() if claims.exists() else ():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # filed since, or none of ours
+                names += os.listdir(folder)
+        return sorted(names)
 
     async def all_filed(self, number: int, patience_s: float = PATIENCE_S) -> None:
         """Wait until so many files lie in `sent/` and `failed/` together and none elsewhere."""
