@@ -89,7 +89,7 @@ class Filing:
         self._identity: FolderIdentity = (0, 0)
         self._mount = ""
         self._on_this_mount: set[FolderIdentity] = set()
-        self._drafting = threading.Lock()
+        self._explaining = threading.RLock()
         self.signed = False
         """Whether this process has signed the claims."""
 
@@ -405,12 +405,13 @@ class Filing:
         return self._move_together([(one.delivery, partial(self._send, one)) for one in wanted])
 
     def to_failed(self, delivery: DeliveryId, name: str, reason: str) -> str:
-        """Move a claimed file to `failed/`, the reason beside it; returns its path. Raises as `open_claimed`."""
-        [filed_as] = self._move_together([(delivery, partial(self._move, delivery, name, self._failed))])
+        """Move a claimed file to `failed/`, the reason beside it before it comes; returns its path. Raises as
+        `open_claimed`.
+        """
+        [filed_as] = self._move_together([(delivery, partial(self._move, delivery, name, self._failed, reason))])
         if not isinstance(filed_as, str):
             assert filed_as is not None
             raise filed_as
-        self.explain_failure(filed_as, reason)
         return filed_as
 
     def explain_failure(self, filed_as: str, reason: str) -> None:
@@ -571,32 +572,51 @@ class Filing:
                 return None
         finally:
             os.close(opened)
-        filed_as = self._move(one.delivery, one.name, self._sent, folders)
+        filed_as = self._move(one.delivery, one.name, self._sent, None, folders)
         self._forget_reason(one.name)
         return filed_as
 
-    def _move(self, delivery: DeliveryId, name: str, target: str, folders: "_Folders") -> str:
-        inside, base = os.path.split(name)
+    def _move(self, delivery: DeliveryId, name: str, target: str, reason: str | None, folders: "_Folders") -> str:
+        inside = os.path.dirname(name)
         claimed = _claimed_as(delivery, name)
         relative = os.path.join(target, inside).rstrip("/")
         found = os.stat(claimed, dir_fd=self._claimed, follow_symlinks=False)  # not there: the caller's to explain
         with self._trouble("file into"):
             try:
-                filed = self._with_room(lambda: self._move_to(claimed, base, found, relative, folders))
+                filed = self._with_room(lambda: self._move_to(claimed, found, relative, reason, folders))
             except NotADirectoryError:
                 # A file was filed earlier under the name that is now a sub-folder's.
                 relative = target
-                filed = self._with_room(lambda: self._move_to(claimed, base, found, relative, folders))
+                filed = self._with_room(lambda: self._move_to(claimed, found, relative, reason, folders))
         return os.path.join(relative, filed)
 
-    def _move_to(self, claimed: str, base: str, found: os.stat_result, relative: str, folders: "_Folders") -> str:
+    def _move_to(
+        self, claimed: str, found: os.stat_result, relative: str, reason: str | None, folders: "_Folders"
+    ) -> str:
         destination = folders.open(relative)
         if found.st_nlink > 1 and (filed := _second_link(found, destination)) is not None:
             os.unlink(claimed, dir_fd=self._claimed)
             return filed
+        if reason is None:
+            return _rename_to_free_name(self._claimed, claimed, destination)
+        return self._move_after_reason(claimed, relative, reason, destination)
+
+    def _move_after_reason(self, claimed: str, relative: str, reason: str, destination: int) -> str:
+        """The reason lies there first: who finds a file in `failed/` finds why, a power cut in between or not."""
+        base = os.path.basename(claimed)
         # A name that ends as reasons do could be taken for the reason of another file, and be replaced by it.
-        first = 2 if base.endswith(_REASON) and _is_below(relative, self._failed) else 1
-        return _rename_to_free_name(self._claimed, claimed, destination, first)
+        first = 2 if base.endswith(_REASON) else 1
+        while True:
+            with self._explaining, contextlib.suppress(FileExistsError):  # somebody else took the name meanwhile
+                name = numbered(base, _free_number(destination, base, first))
+                self.explain_failure(os.path.join(relative, name), reason)
+                try:
+                    _rename_no_replace(self._claimed, claimed, destination, name)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.unlink(_reason_name(name), dir_fd=destination)
+                    raise
+                return name
 
     def _forget_reason(self, name: str) -> None:
         """A file that was dropped in again after it had failed is sent now: the reason in `failed/` no longer holds."""
@@ -646,7 +666,7 @@ class Filing:
 
     def _write(self, folder: int, name: str, content: bytes, mode: int) -> None:
         """Write a small file of ours whole or not at all."""
-        with self._drafting:  # files fail in several threads at once
+        with self._explaining:  # files fail in several threads at once
             draft = os.open(".draft", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=self._own)
             try:
                 os.fchmod(draft, mode)
@@ -788,15 +808,14 @@ def _second_link(found: os.stat_result, target: int) -> str | None:
         return next((entry.name for entry in entries if entry.inode() == found.st_ino), None)
 
 
-def _rename_to_free_name(source: int, old: str, target: int, first: int = 1) -> str:
+def _rename_to_free_name(source: int, old: str, target: int) -> str:
     """Rename under the name it has, or the next free one with a number; returns that."""
-    base = os.path.basename(old)
-    name = numbered(base, first)
+    name = base = os.path.basename(old)
     while True:
         with contextlib.suppress(FileExistsError):
             _rename_no_replace(source, old, target, name)
             return name
-        name = numbered(base, _free_number(target, base, first))
+        name = numbered(base, _free_number(target, base, 1))
 
 
 def _free_number(folder: int, base: str, first: int) -> int:

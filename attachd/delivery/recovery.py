@@ -98,7 +98,7 @@ def _without_file(row: Delivery, inbox: InboxPlan, now: datetime) -> Delivery:
             row, state=Sent(row.state.upload, row.state.receipt, filed_as, row.state.posts), next_try_at=None
         )
     failure = _why(row, given_up=given_up)
-    if given_up and inbox.filing.reason_beside(filed_as) is None:  # the crash came between the move and the reason
+    if given_up and inbox.filing.reason_beside(filed_as) is None:  # no room for it
         inbox.filing.explain_failure(filed_as, reason_text(row, failure, now))
     return replace(row, state=Failed(failure, filed_as), next_try_at=None, last_failure=failure)
 

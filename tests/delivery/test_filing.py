@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -506,6 +507,27 @@ def test_a_failed_file_has_its_reason_beside_it(inbox: Path, filing: Filing) -> 
     assert tree(inbox / "failed") == {"scan.pdf": b"one", "scan.pdf.reason.txt": b"refused: \\udcff \xc3\xbc\n"}
 
 
+def test_a_reason_lies_there_before_its_file_comes(
+    inbox: Path, filing: Filing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who finds a file in failed/ finds why; also when somebody takes the name between the reason and the file."""
+    claim_new(filing, inbox, "scan.pdf", b"ours")
+    renamed = module._rename_no_replace
+    before = []
+
+    def late(source: int, old: str, target: int, new: str) -> None:
+        before.append(tree(inbox / "failed"))
+        if new == "scan.pdf":
+            (inbox / "failed/scan.pdf").write_bytes(b"theirs")
+        renamed(source, old, target, new)
+
+    monkeypatch.setattr(module, "_rename_no_replace", late)
+    assert filing.to_failed(D1, "scan.pdf", "refused") == "failed/scan (2).pdf"
+    reason = {"scan (2).pdf.reason.txt": b"refused"}
+    assert before == [{"scan.pdf.reason.txt": b"refused"}, {"scan.pdf": b"theirs", **reason}]
+    assert tree(inbox / "failed") == {"scan.pdf": b"theirs", "scan (2).pdf": b"ours", **reason}
+
+
 @pytest.mark.parametrize("name", ["scan.pdf", "ä" * 125 + ".pdf", "a" * 255])
 def test_each_of_two_failures_of_one_name_has_its_own_reason(inbox: Path, filing: Filing, name: str) -> None:
     """Also where the name is so long that the reason's must be cut."""
@@ -553,6 +575,23 @@ def test_files_that_fail_together_get_their_own_reasons(inbox: Path, filing: Fil
     assert troubles == []
     reasons = {number: (inbox / f"failed/in/a/{number}.pdf.reason.txt").read_text() for number in numbers}
     assert reasons == {number: f"reason {number} " * (number + 1) for number in numbers}
+
+
+def test_files_of_one_name_that_fail_together_get_their_own_reasons(inbox: Path, filing: Filing) -> None:
+    """Each number is found free by one thread at a time, from its reason to its file."""
+    names = [f"d{number}" for number in range(24)]
+    for name in names:
+        claim_new(filing, inbox, "scan.pdf", name.encode(), name)
+    with ThreadPoolExecutor(8) as threads:
+        filed = dict(
+            zip(
+                names,
+                threads.map(lambda name: filing.to_failed(DeliveryId(name), "scan.pdf", name), names),
+                strict=True,
+            )
+        )
+    assert {name: (inbox / filed[name]).read_text() for name in names} == {name: name for name in names}
+    assert {name: (inbox / f"{filed[name]}.reason.txt").read_text() for name in names} == {n: n for n in names}
 
 
 def test_a_reason_goes_when_its_file_is_sent_after_all(inbox: Path, filing: Filing) -> None:
