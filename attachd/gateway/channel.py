@@ -241,8 +241,9 @@ async def open_channel(
 
     Raises AccountError (refused at the door, or whoever answers is not the platform), TransientError.
     """
-    await gate.admit()
+    departure = await gate.admit()
     opened = await http.websocket(Step.SESSION, url, origin=origin, limit_bytes=FRAME_LIMIT_BYTES)
+    gate.answered(departure, "connect")
     if isinstance(opened, Answer):
         raise _turned_away(opened, gate)
     channel = Channel(opened, token, f"{url.authority}{url.path}", gate, clock)

@@ -6,24 +6,36 @@ arithmetic and get the time as an argument; `Gate` does the waiting.
 
 import asyncio
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
+_T = TypeVar("_T")
 Observer: TypeAlias = Callable[[float, str], None]
 """Told the length of a silence in seconds, from now on, and why; it must not wait."""
 
-# A server that counts strictly allows N requests in any window of one second, wherever the window begins. So request
-# N + 1 leaves no sooner than 1 + ARRIVAL_S after the first: not every request takes equally long to get there, least of
-# all from a host whose cores are busy. That uses 98.5 % of the quota; our goal is 98 %.
+# A server that counts strictly allows N requests in any window of one second, wherever the window begins, and it counts
+# them as they arrive. What we know is when a request left and when its answer came: if that took unusually long, the
+# request may have arrived so much later, as after a moment in which a host stood still. So request N + 1 leaves no
+# sooner than one second after the first can have arrived, and RESERVE_S.
 # Within the second requests are spaced, so that nobody behind a burst waits for the rest of it. One may be early by
 # EARLY requests after a rest, so that the calls of a file that comes alone need not wait for each other, and by as much
 # as a timer fires late: without that each millisecond would cost a tenth of 100/s.
-ARRIVAL_S = 0.015
+RESERVE_S = 0.010
+"""For what is usual on the way. It leaves 99 % of the quota; our goal is 98 %."""
+LATEST_S = 0.100
+"""More than this a request is not taken to have been on its way: platforms do think longer about some than about
+others, and each millisecond counted here for all of them costs a tenth of a percent of the quota. Also what is assumed
+while no answer is there."""
+USUAL_DEVIATIONS = 3
+USUAL_OF_LAST = 256
+"""What is usual: the mean of about so many answers of a kind, and so many mean deviations more, in the manner of
+RFC 6298. Over fewer answers one bad moment would already be the usual."""
 EARLY = 3
 LATE_S = 0.010
-"""All three are ours."""
+"""All six are ours."""
 
 _SHORTEST_TIMER_S = 0.0001
 """Ours: below this a timer could fire in the same instant of the clock, and for nothing."""
@@ -49,30 +61,72 @@ class Window:
         self._passed.append(now)
 
 
-class Spacing:
-    """Spreads requests so that no window of one second sees more than `per_second` of them."""
+@dataclass(slots=True, eq=False)
+class Departure:
+    """A request that left at this monotonic time, and may have arrived so much later than is usual."""
 
-    __slots__ = ("_due_at", "_early_s", "_interval_s", "_window", "taken")
+    at: float
+    late_s: float = LATEST_S
+
+
+class Usual:
+    """How long the answers to one kind of request take."""
+
+    __slots__ = ("_answers", "_deviation_s", "_mean_s")
+
+    def __init__(self) -> None:
+        self._answers = 0
+        self._mean_s = 0.0
+        self._deviation_s = 0.0
+
+    def excess_s(self, took_s: float) -> float:
+        """By how much an answer took longer than is usual; what is, is learnt from it as well."""
+        self._answers = min(self._answers + 1, USUAL_OF_LAST)
+        if self._answers == 1:
+            self._mean_s = took_s
+        off_s = took_s - self._mean_s
+        excess_s = max(0.0, off_s - USUAL_DEVIATIONS * self._deviation_s)
+        self._mean_s += off_s / self._answers
+        self._deviation_s += (abs(off_s) - self._deviation_s) / self._answers
+        return excess_s
+
+
+class Spacing:
+    """Spreads requests so that the platform sees no more than `per_second` of them in any second."""
+
+    __slots__ = ("_due_at", "_early_s", "_interval_s", "_latest", "_usual", "_window_s", "taken")
 
     def __init__(self, per_second: float) -> None:
         self.taken = 0
         if per_second <= 0:
             raise ValueError("per_second must be positive")
-        self._interval_s = (1 + ARRIVAL_S) / per_second
+        self._interval_s = (1 + RESERVE_S) / per_second
         self._early_s = EARLY * self._interval_s + LATE_S
         self._due_at = float("-inf")
         most = math.ceil(per_second)
-        self._window = Window(most, max(1.0, most / per_second) + ARRIVAL_S)
+        self._window_s = max(1.0, most / per_second) + RESERVE_S
+        self._latest: deque[Departure] = deque(maxlen=most)
+        self._usual: defaultdict[str, Usual] = defaultdict(Usual)
 
     def wait_s(self, now: float) -> float:
         """How long from `now` until the next request may leave; 0 means at once."""
-        return max(0.0, self._due_at - self._early_s - now, self._window.wait_s(now))
+        wait_s = self._due_at - self._early_s - now
+        if len(self._latest) == self._latest.maxlen:
+            first = self._latest[0]
+            wait_s = max(wait_s, first.at + first.late_s + self._window_s - now)
+        return max(0.0, wait_s)
 
-    def take(self, now: float) -> None:
+    def take(self, now: float) -> Departure:
         """A request leaves at `now`."""
         self.taken += 1
         self._due_at = max(self._due_at, now) + self._interval_s
-        self._window.take(now)
+        departure = Departure(now)
+        self._latest.append(departure)
+        return departure
+
+    def answered(self, departure: Departure, kind: str, now: float) -> None:
+        """The answer to a request is there; requests of one `kind` take the platform about the same time."""
+        departure.late_s = min(LATEST_S, self._usual[kind].excess_s(now - departure.at))
 
 
 class Gate:
@@ -95,7 +149,7 @@ class Gate:
         self._jitter = jitter
         self._on_hold = on_hold
         self._open_at = float("-inf")
-        self._counted: deque[asyncio.Future[None]] = deque()
+        self._counted: deque[asyncio.Future[Departure]] = deque()
         self._uncounted: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -123,42 +177,44 @@ class Gate:
         if self._on_hold is not None:
             self._on_hold(silence_s, detail)
 
-    async def admit(self, *, counted: bool = True) -> None:
-        """Wait until the gate is open and, for a request that bears a token (`counted`), the quota has room.
+    async def admit(self) -> Departure:
+        """Wait until the gate is open and the quota has room for a request that bears a token; to be told to
+        `answered`.
 
         A cancelled caller leaves the queue. If its turn had come in that very moment, the turn is lost, which costs
         the quota one request and nobody else anything.
         """
-        queue = self._counted if counted else self._uncounted
         now = self._clock()
-        if now >= self._open_at:
-            if not counted:
-                return
-            if not queue and self._spacing.wait_s(now) <= 0:
-                self._spacing.take(now)
-                return
-        turn = self._queued(queue, first=False)
-        while True:
-            try:
-                await turn
-            except asyncio.CancelledError:
-                with suppress(ValueError):
-                    queue.remove(turn)
-                raise
-            if self._clock() >= self._open_at:
-                return
-            # A silence began between the turn and this line: back to the head of the queue.
-            turn = self._queued(queue, first=True)
+        if now >= self._open_at and not self._counted and self._spacing.wait_s(now) <= 0:
+            return self._spacing.take(now)
+        departure = await self._turn(self._counted, first=False)
+        while self._clock() < self._open_at:  # a silence began between the turn and this line
+            departure = await self._turn(self._counted, first=True)
+        return departure
 
-    def _queued(self, queue: deque[asyncio.Future[None]], *, first: bool) -> asyncio.Future[None]:
-        turn = asyncio.get_running_loop().create_future()
+    async def admit_uncounted(self) -> None:
+        """Wait until the gate is open, for a request that bears no token of the account."""
+        while self._clock() < self._open_at:
+            await self._turn(self._uncounted, first=False)
+
+    def answered(self, departure: Departure, kind: str) -> None:
+        """The answer to an admitted request is there, of whatever kind the requests are that take about as long."""
+        self._spacing.answered(departure, kind, self._clock())
+
+    async def _turn(self, queue: deque[asyncio.Future[_T]], *, first: bool) -> _T:
+        turn: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         if first:
             queue.appendleft(turn)
         else:
             queue.append(turn)
         if self._timer is None:
             self._wake_later()
-        return turn
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            with suppress(ValueError):
+                queue.remove(turn)
+            raise
 
     def _wake_later(self) -> None:
         """Set the one timer to the moment when the head of the queue may go."""
@@ -178,16 +234,10 @@ class Gate:
         now = self._clock()
         if now >= self._open_at:
             while self._uncounted:
-                _grant(self._uncounted.popleft())
+                if not (turn := self._uncounted.popleft()).done():
+                    turn.set_result(None)
             while self._counted and self._spacing.wait_s(now) <= 0:
                 # Somebody who gave up in this moment still stands here; he must not use up a request.
-                if _grant(self._counted.popleft()):
-                    self._spacing.take(now)
+                if not (counted := self._counted.popleft()).done():
+                    counted.set_result(self._spacing.take(now))
         self._wake_later()
-
-
-def _grant(turn: asyncio.Future[None]) -> bool:
-    if turn.done():
-        return False
-    turn.set_result(None)
-    return True

@@ -125,7 +125,7 @@ class Tokens:
         return outcome
 
     async def _asked(self) -> Token:
-        await self._gate.admit(counted=False)
+        await self._gate.admit_uncounted()
         secret = self._client_secret()
         # As they are: the vendor's clients do not form-encode them first, as RFC 6749, 2.3.1 would have it.
         pair = f"{self._client_id}:{secret}"

@@ -108,7 +108,7 @@ class Storage:
             raise _refusal(answer)
 
     async def _sent(self, slot: Slot, url: URL, headers: Mapping[str, str], size: int, read: ReadContent) -> Answer:
-        await self._gate.admit(counted=False)
+        await self._gate.admit_uncounted()
         if self._clock() > starts_until(slot):
             raise TransientError(
                 Reason.URL_EXPIRED,

@@ -167,9 +167,9 @@ class WebchatApi:
         raise error
 
     async def _once(self, step: Step, url: URL, token: Token, body: bytes, deadline_s: float) -> Answer:
-        await self._gate.admit()
+        departure = await self._gate.admit()
         try:
-            return await self._http.request(
+            answer = await self._http.request(
                 step,
                 "POST",
                 url,
@@ -185,6 +185,8 @@ class WebchatApi:
             if step is Step.MESSAGE and error.reason is not Reason.UNREACHABLE:
                 raise UnknownOutcome(error.reason, f"{error}; {_PERHAPS}", step) from error
             raise
+        self._gate.answered(departure, step)
+        return answer
 
 
 class WebchatSession:

@@ -106,7 +106,7 @@ class Deployments:
             return self._known
 
     async def _ask(self) -> Deployment:
-        await self._gate.admit(counted=False)
+        await self._gate.admit_uncounted()
         answer = await self._http.request(
             Step.SESSION,
             "GET",
@@ -451,7 +451,7 @@ class _History:
     async def _ask(self, jwt: str, number: int) -> Answer:
         if (wait_s := self._limit.wait_s(self._clock())) > 0:
             await self._sleep(wait_s)
-        await self._gate.admit(counted=False)
+        await self._gate.admit_uncounted()
         self._limit.take(self._clock())
         return await self._http.request(
             Step.MESSAGE,

@@ -5,12 +5,13 @@ import math
 import random
 import time
 from bisect import bisect_left
+from heapq import heappop, heappush
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attachd.gateway.guard import ARRIVAL_S, EARLY, Gate, Spacing
+from attachd.gateway.guard import EARLY, RESERVE_S, Departure, Gate, Spacing, Usual
 
 from .support import SimulatedLoop, simulated
 
@@ -47,16 +48,64 @@ def test_no_second_sees_more_than_the_quota(per_second: int, pauses: list[float]
     assert most_in_a_second(left) <= per_second
 
 
-@given(per_second=st.integers(20, 300), delays=st.lists(st.floats(0, ARRIVAL_S - 1e-6), min_size=50, max_size=50))
+def arrivals(spacing: Spacing, requests: int, there: list[float], back_s: float, now: float = 0.0) -> list[float]:
+    """When requests arrive that take as long as `there` says, in turn, and are answered; each leaves once it may."""
+    arrived: list[float] = []
+    answers: list[tuple[float, int, Departure]] = []
+    for i in range(requests):
+        while (wait_s := spacing.wait_s(now)) > 0 or (answers and answers[0][0] <= now):
+            if answers and answers[0][0] <= now + wait_s:
+                now = max(now, answers[0][0])
+                at, _, departure = heappop(answers)
+                spacing.answered(departure, "guest", at)
+            else:
+                now += max(wait_s, 1e-9)
+        arrived.append(now + there[i % len(there)])
+        heappush(answers, (arrived[-1] + back_s, i, spacing.take(now)))
+    return sorted(arrived)
+
+
+@given(
+    per_second=st.integers(20, 300),
+    there=st.lists(st.floats(0, RESERVE_S - 1e-6), min_size=50, max_size=50),
+    back_s=st.floats(0, 0.3),
+)
 @settings(max_examples=50, deadline=None)
-def test_a_few_milliseconds_on_the_way_do_not_break_the_quota(per_second: int, delays: list[float]) -> None:
-    """Requests that take between 0 and 15 ms longer than others still arrive within the quota."""
-    spacing, now, arrived = Spacing(per_second), 0.0, []
-    for i in range(per_second * 3):
-        now += spacing.wait_s(now)
-        spacing.take(now)
-        arrived.append(now + delays[i % 50])
-    assert most_in_a_second(sorted(arrived)) <= per_second
+def test_what_is_usual_on_the_way_does_not_break_the_quota(per_second: int, there: list[float], back_s: float) -> None:
+    """Requests that take up to 10 ms longer than others still arrive within the quota."""
+    assert most_in_a_second(arrivals(Spacing(per_second), per_second * 3, there, back_s)) <= per_second
+
+
+@pytest.mark.parametrize("stands_still_s", [0.015, 0.03, 0.05, 0.1])
+def test_a_host_that_stands_still_now_and_then_breaks_no_quota(stands_still_s: float) -> None:
+    """Every five seconds what has left arrives later, and all together. Where that is a twentieth of a second or less,
+    still 98 percent are used.
+    """
+    late = [stands_still_s - 0.01 * i for i in range(math.ceil(stands_still_s * 100))]
+    there = [0.002 + i % 7 * 0.0003 for i in range(500 - len(late))] + [0.002 + late_s for late_s in late]
+    arrived = arrivals(Spacing(100), 6000, there, 0.001)
+    assert most_in_a_second(arrived) <= 100
+    assert len(arrived) / (arrived[-1] - arrived[0]) >= (98 if stands_still_s <= 0.05 else 97)
+
+
+def test_a_platform_that_thinks_longer_about_some_keeps_its_quota_used() -> None:
+    """Answers that differ by tens of milliseconds are what is usual there: 98 percent, as if they were all alike."""
+    chance = random.Random(1)
+    there = [0.05 + chance.expovariate(1 / 0.02) for _ in range(997)]
+    arrived = arrivals(Spacing(100), 6000, there, 0.001)
+    assert len(arrived) / (arrived[-1] - arrived[0]) >= 98
+
+
+def test_the_usual_is_learnt_anew_when_ways_grow_longer() -> None:
+    """A longer way is a delay for as long as it is unusual."""
+    usual = Usual()
+    assert usual.excess_s(0.010) == 0
+    for _ in range(1000):
+        usual.excess_s(0.010)
+    assert usual.excess_s(0.050) == pytest.approx(0.040, rel=0.01)
+    for _ in range(1000):
+        usual.excess_s(0.050)
+    assert usual.excess_s(0.050) == 0
 
 
 @pytest.mark.parametrize("late_s", [0.0, 0.001, 0.004])
@@ -68,9 +117,11 @@ def test_at_least_98_percent_of_the_quota_is_used(late_s: float) -> None:
 
         async def worker() -> None:
             while loop.time() < end:
-                await gate.admit()
+                departure = await gate.admit()
                 loop.spend(late_s if random.random() < 0.5 else 0)  # the loop is busy for a while
                 left.append(loop.time())
+                await asyncio.sleep(0.05)
+                gate.answered(departure, "guest")
 
         end = loop.time() + 20
         await asyncio.gather(*(worker() for _ in range(16)))
@@ -96,7 +147,7 @@ def test_a_small_quota_is_kept_and_used(per_second: float) -> None:
     """Less than one request a second, or no whole number of them: over the minutes as many as are allowed."""
     spacing, now, left = Spacing(per_second), 0.0, []
     while now < 600:
-        spacing.take(now)
+        spacing.answered(spacing.take(now), "guest", now)
         left.append(now)
         now += spacing.wait_s(now) or 1e-4
     assert len(left) <= per_second * 600 + EARLY + 1
@@ -144,7 +195,7 @@ def test_a_silence_stops_those_who_wait_and_those_who_come() -> None:
         gate, left = a_gate(loop, 100), []
 
         async def one(counted: bool) -> None:
-            await gate.admit(counted=counted)
+            await (gate.admit() if counted else gate.admit_uncounted())
             left.append(loop.time())
 
         async with asyncio.TaskGroup() as tasks:
@@ -181,7 +232,7 @@ def test_nothing_ever_leaves_during_a_silence(steps: list[tuple[float, str, floa
         gate, silences, left, tasks = a_gate(loop, 5), [], [], []
 
         async def one(counted: bool) -> None:
-            await gate.admit(counted=counted)
+            await (gate.admit() if counted else gate.admit_uncounted())
             left.append((loop.time(), counted))
 
         for pause, what, seconds in steps:
