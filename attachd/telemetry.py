@@ -21,15 +21,30 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date
 from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote
 
-import structlog
-from structlog.typing import EventDict, WrappedLogger
+
+@contextlib.contextmanager
+def _missing(module: str) -> Iterator[None]:
+    known = sys.modules.get(module)
+    sys.modules[module] = None  # type: ignore[assignment]  # the import system's sign for a module that is not there
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        if known is not None:
+            sys.modules[module] = known
+
+
+# Where rich is there, structlog takes it along, for a console that is not used here: 3 MB, kept for months.
+with _missing("rich"):
+    import structlog
+    from structlog.typing import EventDict, WrappedLogger
 
 _MAX_TEXT = 2048  # ours: enough for any detail, and no answer of a server fills the disk through the log
 _MAX_DEPTH = 6

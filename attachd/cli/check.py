@@ -13,7 +13,7 @@ from rich.text import Text
 from attachd import telemetry
 from attachd.cli import Exit
 from attachd.config import Config, Inbox
-from attachd.daemon.parts import folders_of, open_gateway
+from attachd.daemon.parts import OpenGateway, folders_of, open_gateway
 from attachd.delivery.health import CANARY
 from attachd.delivery.texts import readable_size
 from attachd.errors import ADVICE, AccountError, InboxError, TransientError
@@ -63,7 +63,7 @@ async def _check_platform(settings: Config, report: "_Report") -> Exit:
     return report.verdict()
 
 
-def _opened(settings: Config) -> AbstractAsyncContextManager[Webchat | WebMessaging]:
+def _opened(settings: Config) -> AbstractAsyncContextManager[OpenGateway]:
     secret = settings.platform.client_secret.get_secret_value
     return open_gateway(settings, client_secret=secret, guest_key=os.urandom(32))
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeAlias
 
 from attachd import config
 from attachd.config import Config
@@ -14,11 +15,15 @@ from attachd.delivery.filing import Filing
 from attachd.delivery.lifecycle import Rules
 from attachd.delivery.pauses import Pauses
 from attachd.delivery.pipeline import InboxPlan, Pipeline
-from attachd.gateway.webchat import Webchat, open_webchat
-from attachd.gateway.webmessaging import WebMessaging, open_webmessaging
 from attachd.metrics import Metrics
 from attachd.model import DeliveryId, InboxName, delivery_id
 from attachd.ports import GuestGateway, Journal
+
+if TYPE_CHECKING:
+    from attachd.gateway.webchat import Webchat
+    from attachd.gateway.webmessaging import WebMessaging
+
+OpenGateway: TypeAlias = "Webchat | WebMessaging"
 
 
 def utcnow() -> datetime:
@@ -37,15 +42,18 @@ def open_gateway(
     client_secret: Callable[[], str],
     guest_key: bytes,
     on_hold: Callable[[float, str], None] | None = None,
-) -> AbstractAsyncContextManager[Webchat | WebMessaging]:
+) -> AbstractAsyncContextManager[OpenGateway]:
     """The gateway that the config names, for as long as the block lasts.
 
     `guest_key` is what guests' secrets are made from; who need not find a guest again may take any 32 bytes.
     """
     platform = settings.platform
     ca_file = str(platform.ca_file) if platform.ca_file else None
+    # Imported here, for a daemon keeps for months what it imports, and the other one is a megabyte.
     match platform.gateway:
         case "webchat":
+            from attachd.gateway.webchat import open_webchat
+
             return open_webchat(
                 api_url=platform.api_url,
                 login_url=platform.login_url,
@@ -60,6 +68,8 @@ def open_gateway(
                 upload_hosts=platform.upload_hosts,
             )
         case "webmessaging":
+            from attachd.gateway.webmessaging import open_webmessaging
+
             assert platform.deployment_id is not None
             return open_webmessaging(
                 deployment_id=platform.deployment_id,

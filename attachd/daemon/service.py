@@ -22,7 +22,7 @@ from attachd.admin.server import AdminServer, CannotListen
 from attachd.config import Config
 from attachd.daemon.inboxes import Inboxes
 from attachd.daemon.live import LiveOverview
-from attachd.daemon.parts import build_dispatcher, open_gateway, rules_of, utcnow
+from attachd.daemon.parts import OpenGateway, build_dispatcher, open_gateway, rules_of, utcnow
 from attachd.daemon.reload import compare, merged
 from attachd.daemon.tokens import load_or_make_token
 from attachd.delivery.dispatcher import Dispatcher
@@ -31,8 +31,6 @@ from attachd.delivery.pauses import Pauses
 from attachd.errors import AccountError, ConfigError, JournalBusy, TransientError
 from attachd.gateway.guard import Gate
 from attachd.gateway.guests import load_guest_key
-from attachd.gateway.webchat import Webchat
-from attachd.gateway.webmessaging import WebMessaging
 from attachd.intake.inbox import InboxIntake
 from attachd.journal.sqlite import SqliteJournal
 from attachd.metrics import Metrics
@@ -99,7 +97,7 @@ class Daemon:
     async def _work(
         self,
         journal: SqliteJournal,
-        gateway: Webchat | WebMessaging,
+        gateway: OpenGateway,
         silence: "Silence",
         inboxes: Inboxes,
         notifier: Notifier,
@@ -253,7 +251,7 @@ class Silence:
             pauses.hold(TransientError(Reason.RATE_LIMITED, detail, Step.TOKEN, retry_after_s=left_s))
 
 
-async def greet(gateway: Webchat | WebMessaging, pauses: Pauses) -> None:
+async def greet(gateway: OpenGateway, pauses: Pauses) -> None:
     """Find out before the first file whether the platform lets us in; if not, say so, and the canary goes on asking."""
     try:
         await gateway.check_credentials()

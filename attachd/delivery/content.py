@@ -16,8 +16,6 @@ import os
 import unicodedata
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-import puremagic
-
 from attachd.errors import DeliveryError, FileError, InboxError, TransientError
 from attachd.model import Document, Reason, Step
 
@@ -214,6 +212,8 @@ def content_type(head: bytes, name: str) -> str:
 
 
 def _candidates(head: bytes) -> list[tuple[str, str]]:
+    import puremagic  # a megabyte of signatures, which an inbox of plain PDFs never needs
+
     try:
         return [(match.extension, match.mime_type) for match in puremagic.magic_string(head)]
     except (puremagic.PureError, ValueError):

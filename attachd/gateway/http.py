@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Literal
 
 import aiohttp
 from yarl import URL
@@ -332,13 +333,14 @@ async def open_http(
             await http.close()
 
 
-def _tls(ca_file: str | None) -> ssl.SSLContext:
+def _tls(ca_file: str | None) -> ssl.SSLContext | Literal[True]:
+    """TLS 1.2 or newer, and certificates are verified: the default of Python 3.10 and later."""
+    if ca_file is None:
+        return True  # the context that the library has made anyway; a second one costs a megabyte
     context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except (OSError, ValueError) as exc:
-            problem = f"platform.ca_file: {ca_file!r} holds no PEM certificate that can be read"
-            raise ConfigError("the extra CA", [problem]) from exc
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except (OSError, ValueError) as exc:
+        problem = f"platform.ca_file: {ca_file!r} holds no PEM certificate that can be read"
+        raise ConfigError("the extra CA", [problem]) from exc
     return context

@@ -1,7 +1,6 @@
 """Fixtures: canned answers, a real session, a server that shows every byte."""
 
 import asyncio
-import functools
 import time
 from collections.abc import AsyncIterator
 from functools import partialmethod
@@ -12,18 +11,9 @@ import pytest
 from aiohttp import ClientResponse
 from aioresponses import aioresponses
 
-from attachd.gateway import http as http_module
 from attachd.gateway.http import Http, open_http
 
 from .support import Wire, no_proxy
-
-_tls = functools.cache(http_module._tls)
-
-
-@pytest.fixture(autouse=True)
-def _certificates_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the system's certificates takes longer than most of these tests."""
-    monkeypatch.setattr(http_module, "_tls", _tls)
 
 
 @pytest.fixture

@@ -334,6 +334,24 @@ async def test_an_extra_ca_is_trusted_for_its_own_names_only(certificate: tuple[
     assert len(wire.seen) == 1
 
 
+@pytest.mark.parametrize("extra_ca", [False, True])
+async def test_nothing_older_than_tls_1_2_is_spoken(certificate: tuple[Path, Path], extra_ca: bool) -> None:
+    """What we offer in the first message is TLS 1.3 and 1.2."""
+    hello = asyncio.get_running_loop().create_future()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello.set_result(await reader.read(1 << 14))
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with open_http(str(certificate[0]) if extra_ca else None, no_proxy, time.monotonic) as http:
+        with pytest.raises(TransientError):
+            await ask(http, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/api")
+    server.close()
+    supported_versions = bytes.fromhex("002b 0005 04 0304 0303")  # RFC 8446, 4.2.1
+    assert supported_versions in await hello
+
+
 async def test_a_host_that_speaks_no_tls_is_not_trusted(http: Http) -> None:
     """Plain HTTP where TLS is due is an account error and never a silent step down."""
 
