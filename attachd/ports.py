@@ -39,7 +39,7 @@ Raises InboxError when the folder does not let itself be claimed from; nothing w
 """
 
 ReadContent: TypeAlias = Callable[[], AsyncIterator[bytes]]
-"""Starts reading a document from its first byte, in pieces of at most 256 KiB; a second call starts anew."""
+"""Starts reading a document from its first byte, in pieces of at most 128 KiB; a second call starts anew."""
 
 
 class GuestSession(Protocol):

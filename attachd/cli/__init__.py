@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, TypeVar
 
 import click
-import uvloop
 
 from attachd import __version__, telemetry
 from attachd.config import Config, Log, json_schema, load
@@ -284,7 +283,7 @@ class _Log:
 def run_loop(work: Coroutine[Any, Any, T], *, problem: str = "nothing was done") -> T:
     """Run a command's coroutine; what an operator can mend is said in words, a bug comes through."""
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner() as runner:
             runner.get_loop().set_exception_handler(telemetry.loop_exception_handler)
             return runner.run(work)
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from attachd.errors import DeliveryError, FileError, InboxError, TransientError
 from attachd.model import Document, Reason, Step
 
-PIECE_BYTES = 256 * 1024
+PIECE_BYTES = 128 * 1024
 _HEAD_BYTES = 4096  # nothing attachd tells apart is decided by later bytes
 _EXTENSION_CHARACTERS = 15
 _NAME_CHARACTERS = 128  # ours, far below the 1,024 that the platform is said to allow

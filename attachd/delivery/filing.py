@@ -894,7 +894,7 @@ def _open_for_writing(opened: int) -> bool:
 
 def _mount_of(folder: int) -> str:
     """Which mount a folder was opened through: between two mounts of one filesystem nothing can be renamed either."""
-    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{folder}", encoding="ascii") as lines:
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{folder}", encoding="utf-8") as lines:
         return next((line for line in lines if line.startswith("mnt_id:")), "")
     return ""
 

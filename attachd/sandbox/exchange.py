@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import assert_never, cast
+from typing import assert_never
 
 from aiohttp import web
 
@@ -92,8 +92,8 @@ def reset(transport: asyncio.BaseTransport | None) -> None:
     """End a connection as a crashed peer does: RST, nothing flushed."""
     if transport is not None and not transport.is_closing():
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        # Not asked with isinstance: uvloop's transports are of no class of asyncio's.
-        cast("asyncio.WriteTransport", transport).abort()
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.abort()
 
 
 async def decided(request: web.Request, exchange: Exchange, decide: Decide, faults: Faults) -> Reply | None:

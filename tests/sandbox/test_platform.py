@@ -4,14 +4,12 @@ import asyncio
 
 import aiohttp
 import pytest
-import uvloop
 import yaml
 
 from attachd.sandbox import WEBCHAT_STEPS, Answer, Fault, FaultKind, Sandbox, SandboxSettings, Step, refuse, serve
 
 from ..waiting import until
 from .client import Client
-from .messenger import opened
 
 
 class TestLedger:
@@ -177,7 +175,7 @@ async def test_a_reset_is_a_real_one(client):
 
 
 def test_the_port_can_be_taken_again_at_once():
-    """A restarted sandbox gets its old port although connections of the old one linger; on uvloop too."""
+    """A restarted sandbox gets its old port although connections of the old one linger."""
 
     async def run(port: int) -> int:
         async with Sandbox(SandboxSettings(port=port)) as sandbox, aiohttp.ClientSession() as session:
@@ -189,32 +187,9 @@ def test_the_port_can_be_taken_again_at_once():
             assert (await client.guest()).status == 200
             return int(sandbox.api_url.rpartition(":")[2])
 
-    for runner in (asyncio.run, uvloop.run):
-        port = 0
-        for _ in range(3):
-            port = runner(run(port))
-
-
-@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
-def test_faults_strike_on_every_event_loop(runner):
-    """What goes past the library to the connection itself works on uvloop too, where the command runs."""
-
-    async def run() -> None:
-        async with Sandbox() as sandbox, aiohttp.ClientSession() as session:
-            client = Client(sandbox, session)
-            await client.log_in()
-            sandbox.on("guest", Fault(FaultKind.RESET))
-            with pytest.raises(aiohttp.ClientError):
-                await client.guest()
-            line = await opened(client)
-            for fault in (FaultKind.HUGE, FaultKind.DRIP):
-                sandbox.on("jwt", Fault(fault, size_bytes=3_000_000, delay_s=0.00001))
-                assert (await line.ask("getJwt"))["class"] == "JwtResponse"
-            sandbox.on("jwt", Fault(FaultKind.LOST_ANSWER))
-            await line.say("getJwt")
-            assert await line.closed() == 1006
-
-    runner(run())
+    port = 0
+    for _ in range(3):
+        port = asyncio.run(run(port))
 
 
 async def test_a_taken_port_is_an_error_and_leaves_nothing_open():

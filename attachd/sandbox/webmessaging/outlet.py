@@ -9,7 +9,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, assert_never, cast
+from typing import Final, assert_never
 
 from aiohttp import WSMsgType, web
 
@@ -57,8 +57,8 @@ class Parcel:
 class Outlet:
     def __init__(self, socket: web.WebSocketResponse, transport: asyncio.BaseTransport | None) -> None:
         self._socket = socket
-        # uvloop's transports are of no class of asyncio's, so it cannot be asked.
-        self._transport = cast("asyncio.WriteTransport | None", transport)
+        assert transport is None or isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
         self._queue: asyncio.Queue[Parcel] = asyncio.Queue()
         self._held: list[Parcel] = []  # until another frame has gone out
         self._timers = Timers()
