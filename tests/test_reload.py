@@ -78,6 +78,28 @@ async def test_what_is_claimed_of_a_removed_inbox_is_still_delivered(
     await until(lambda: daemon.sent() == ["again.txt", "claim.txt"], "the inbox is watched again")
 
 
+async def test_an_inbox_comes_back_only_when_its_last_files_are_through(
+    daemon: RunningDaemon, platform: Sandbox, inbox: Path, tmp_path: Path
+) -> None:
+    """Removed by mistake and put back in the middle of an upload: refused, with what to do, and then done."""
+    other = tmp_path / "reports"
+    other.mkdir()
+    platform.on("put", Fault(FaultKind.DELAY, delay_s=1.0, times=1))
+    await daemon.start()
+    settings = daemon.config_file.read_text()
+    drop(inbox, "claim.txt")
+    await until(lambda: platform.requests("put"), "it is under way")
+    _change(daemon, inboxes=[{"path": str(other), "settle": "100ms"}])
+    await _reload(daemon)
+    daemon.config_file.write_text(settings)
+    daemon.signal(signal.SIGHUP)
+    await until(lambda: daemon.events("daemon.reload_refused"), "it is refused")
+    [problem] = daemon.events("daemon.reload_refused")[0]["problems"]
+    assert problem.startswith(f"inboxes[0].path: {inbox} was removed by an earlier reload")
+    await until(lambda: _let_go(inbox), "the inbox is nobody's")
+    assert (await _reload(daemon))["added"] == ["claims"]
+
+
 async def test_changed_settings_of_an_inbox_hold_for_its_next_file(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path
 ) -> None:

@@ -35,7 +35,7 @@ class Inboxes:
         self._seen: dict[InboxName, tuple[Inbox, InboxIntake, asyncio.Task[None]]] = {}
         self._held: list[Filing] = []
         self._lost: dict[InboxName, InboxError] = {}
-        self._dropping: list[asyncio.Task[None]] = []
+        self._dropping: dict[Path, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,6 +73,9 @@ class Inboxes:
         """
         opened, problems = list[tuple[Inbox, Filing]](), list[str]()
         for index, inbox in inboxes:
+            if inbox.path in self._dropping:
+                problems.append(f"inboxes[{index}].path: {inbox.path} {_STILL_DROPPED}")
+                continue
             filing = folders_of(inbox)
             try:
                 await asyncio.to_thread(filing.open)
@@ -144,20 +147,27 @@ class Inboxes:
         for name, filing in dropped.items():
             pauses.resume(name)
             pauses.folder_found(name)  # a folder in trouble must not hold up what is claimed: it tries for itself
-            self._dropping.append(tasks.create_task(self._drop(name, filing, dispatcher), name=f"drop {name}"))
+            self._dropping[filing.path] = tasks.create_task(self._drop(name, filing, dispatcher), name=f"drop {name}")
         await self.recover(dispatcher, pauses, (inbox.name for inbox in changes.added))
         for inbox in (*changes.changed, *changes.added):
             self.see(inbox, dispatcher, pauses, tasks)
 
     def forget_dropped(self) -> None:
         """Wait no longer for what is still claimed in inboxes that a reload dropped."""
-        for task in self._dropping:
+        for task in self._dropping.values():
             task.cancel()
 
     async def _drop(self, name: InboxName, filing: Filing, dispatcher: Dispatcher) -> None:
         await dispatcher.cleared(name)
+        del self._dropping[filing.path]
         self._held.remove(filing)
         filing.close()
+
+
+_STILL_DROPPED = (
+    "was removed by an earlier reload, and what was claimed there is still being delivered; "
+    "reload again when that is done, or restart attachd"
+)
 
 
 def _plan(inbox: Inbox, filing: Filing) -> InboxPlan:
