@@ -2,13 +2,11 @@
 platform in memory that answers as it is told.
 """
 
-import asyncio
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -298,14 +296,6 @@ class ScriptedSession:
 @pytest.fixture
 def gateway() -> ScriptedGateway:
     return ScriptedGateway()
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    """Wait until a condition holds; the test fails when that takes longer than anything here may."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        await asyncio.sleep(0.001)
 
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")

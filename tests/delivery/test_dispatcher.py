@@ -24,7 +24,8 @@ from attachd.journal.sqlite import SqliteJournal
 from attachd.metrics import Metrics
 from attachd.model import ClaimResult, DeliveryId, InboxName, Reason, Routing, Sighting, Step
 
-from .conftest import Call, ScriptedGateway, drop, tree, until
+from ..waiting import until
+from .conftest import Call, ScriptedGateway, drop, tree
 
 CLAIMS, BILLS = InboxName("claims"), InboxName("bills")
 START = datetime(2025, 3, 4, 5, 6, 7, tzinfo=UTC)
