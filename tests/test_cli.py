@@ -345,3 +345,12 @@ async def test_reload_takes_a_rotated_secret_and_says_what_needs_a_restart(
 def _with_secret(text: str, secret: str) -> str:
     lines = [f"  client_secret: {secret}" if "client_secret:" in line else line for line in text.splitlines()]
     return "\n".join(lines) + "\n"
+
+
+async def test_the_daemon_keeps_out_what_it_does_not_use() -> None:
+    """It lives for months: no tables for a terminal, no signatures no file has asked for, not the other gateway."""
+    script = "import sys, attachd.cli, attachd.daemon.service, attachd.gateway.webchat; print(*sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    loaded = set((await process.communicate())[0].decode().split())
+    assert "attachd.delivery.content" in loaded
+    assert not loaded & {"rich", "pygments", "puremagic", "attachd.gateway.webmessaging", "attachd.sandbox", "uvloop"}

@@ -25,7 +25,7 @@ Observer: TypeAlias = Callable[[float, str], None]
 # as a timer fires late: without that each millisecond would cost a tenth of 100/s.
 RESERVE_S = 0.010
 """For what is usual on the way. It leaves 99 % of the quota; our goal is 98 %."""
-LATEST_S = 0.100
+LATE_AT_MOST_S = 0.100
 """More than this a request is not taken to have been on its way: platforms do think longer about some than about
 others, and each millisecond counted here for all of them costs a tenth of a percent of the quota. Also what is assumed
 while no answer is there."""
@@ -66,7 +66,7 @@ class Departure:
     """A request that left at this monotonic time, and may have arrived so much later than is usual."""
 
     at: float
-    late_s: float = LATEST_S
+    late_s: float = LATE_AT_MOST_S
 
 
 class Usual:
@@ -126,7 +126,7 @@ class Spacing:
 
     def answered(self, departure: Departure, kind: str, now: float) -> None:
         """The answer to a request is there; requests of one `kind` take the platform about the same time."""
-        departure.late_s = min(LATEST_S, self._usual[kind].excess_s(now - departure.at))
+        departure.late_s = min(LATE_AT_MOST_S, self._usual[kind].excess_s(now - departure.at))
 
 
 class Gate:
