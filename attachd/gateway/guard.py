@@ -6,6 +6,7 @@ arithmetic and get the time as an argument; `Gate` does the waiting.
 
 import asyncio
 import math
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,24 +19,26 @@ Observer: TypeAlias = Callable[[float, str], None]
 
 # A server that counts strictly allows N requests in any window of one second, wherever the window begins, and it counts
 # them as they arrive. What we know is when a request left and when its answer came: if that took unusually long, the
-# request may have arrived so much later, as after a moment in which a host stood still. So request N + 1 leaves no
-# sooner than one second after the first can have arrived, and RESERVE_S.
+# request may have arrived so much later, as after a moment in which a host stood still. So each request counts here
+# until one second after it can have arrived, and RESERVE_S; and one more leaves only while fewer than N count.
 # Within the second requests are spaced, so that nobody behind a burst waits for the rest of it. One may be early by
 # EARLY requests after a rest, so that the calls of a file that comes alone need not wait for each other, and by as much
 # as a timer fires late: without that each millisecond would cost a tenth of 100/s.
 RESERVE_S = 0.010
 """For what is usual on the way. It leaves 99 % of the quota; our goal is 98 %."""
-LATE_AT_MOST_S = 0.100
-"""More than this a request is not taken to have been on its way: platforms do think longer about some than about
-others, and each millisecond counted here for all of them costs a tenth of a percent of the quota. Also what is assumed
-while no answer is there."""
+LATE_AT_MOST_S = 1.0
+"""More than this a request is not taken to have been on its way."""
+UNANSWERED_S = 0.1
+"""How late a request is taken to be while its answer is not there: it matters where answers take a second."""
 USUAL_DEVIATIONS = 3
 USUAL_OF_LAST = 256
 """What is usual: the mean of about so many answers of a kind, and so many mean deviations more, in the manner of
-RFC 6298. Over fewer answers one bad moment would already be the usual."""
+RFC 6298."""
+SMALLEST_STEP_S = 0.001
+"""By this and one more deviation what is usual may seem to change with one answer."""
 EARLY = 3
 LATE_S = 0.010
-"""All six are ours."""
+"""All eight are ours."""
 
 _SHORTEST_TIMER_S = 0.0001
 """Ours: below this a timer could fire in the same instant of the clock, and for nothing."""
@@ -63,10 +66,10 @@ class Window:
 
 @dataclass(slots=True, eq=False)
 class Departure:
-    """A request that left at this monotonic time, and may have arrived so much later than is usual."""
+    """A request that left `at`, and counts `until`, both monotonic."""
 
     at: float
-    late_s: float = LATE_AT_MOST_S
+    until: float
 
 
 class Usual:
@@ -86,6 +89,9 @@ class Usual:
             self._mean_s = took_s
         off_s = took_s - self._mean_s
         excess_s = max(0.0, off_s - USUAL_DEVIATIONS * self._deviation_s)
+        if self._answers == USUAL_OF_LAST:
+            # What is far off is learnt step by step, or the bunch after one bad moment would make itself the usual.
+            off_s = min(off_s, (USUAL_DEVIATIONS + 1) * self._deviation_s + SMALLEST_STEP_S)
         self._mean_s += off_s / self._answers
         self._deviation_s += (abs(off_s) - self._deviation_s) / self._answers
         return excess_s
@@ -94,7 +100,7 @@ class Usual:
 class Spacing:
     """Spreads requests so that the platform sees no more than `per_second` of them in any second."""
 
-    __slots__ = ("_due_at", "_early_s", "_interval_s", "_latest", "_usual", "_window_s", "taken")
+    __slots__ = ("_counting", "_due_at", "_early_s", "_interval_s", "_most", "_usual", "_window_s", "taken")
 
     def __init__(self, per_second: float) -> None:
         self.taken = 0
@@ -103,30 +109,35 @@ class Spacing:
         self._interval_s = (1 + RESERVE_S) / per_second
         self._early_s = EARLY * self._interval_s + LATE_S
         self._due_at = float("-inf")
-        most = math.ceil(per_second)
-        self._window_s = max(1.0, most / per_second) + RESERVE_S
-        self._latest: deque[Departure] = deque(maxlen=most)
+        self._most = math.ceil(per_second)
+        self._window_s = max(1.0, self._most / per_second) + RESERVE_S
+        self._counting: list[float] = []  # until when each request counts, in order
         self._usual: defaultdict[str, Usual] = defaultdict(Usual)
 
     def wait_s(self, now: float) -> float:
         """How long from `now` until the next request may leave; 0 means at once."""
+        del self._counting[: bisect_right(self._counting, now)]
         wait_s = self._due_at - self._early_s - now
-        if len(self._latest) == self._latest.maxlen:
-            first = self._latest[0]
-            wait_s = max(wait_s, first.at + first.late_s + self._window_s - now)
+        if (too_many := len(self._counting) - self._most) >= 0:
+            wait_s = max(wait_s, self._counting[too_many] - now)
         return max(0.0, wait_s)
 
     def take(self, now: float) -> Departure:
         """A request leaves at `now`."""
         self.taken += 1
         self._due_at = max(self._due_at, now) + self._interval_s
-        departure = Departure(now)
-        self._latest.append(departure)
+        departure = Departure(now, now + self._window_s + UNANSWERED_S)
+        insort(self._counting, departure.until)
         return departure
 
     def answered(self, departure: Departure, kind: str, now: float) -> None:
         """The answer to a request is there; requests of one `kind` take the platform about the same time."""
-        departure.late_s = min(LATE_AT_MOST_S, self._usual[kind].excess_s(now - departure.at))
+        late_s = min(LATE_AT_MOST_S, self._usual[kind].excess_s(now - departure.at))
+        place = bisect_left(self._counting, departure.until)
+        if self._counting[place : place + 1] == [departure.until]:
+            del self._counting[place]
+        departure.until = departure.at + self._window_s + late_s
+        insort(self._counting, departure.until)
 
 
 class Gate:

@@ -76,22 +76,21 @@ def test_what_is_usual_on_the_way_does_not_break_the_quota(per_second: int, ther
     assert most_in_a_second(arrivals(Spacing(per_second), per_second * 3, there, back_s)) <= per_second
 
 
-@pytest.mark.parametrize("stands_still_s", [0.015, 0.03, 0.05, 0.1])
-def test_a_host_that_stands_still_now_and_then_breaks_no_quota(stands_still_s: float) -> None:
-    """Every five seconds what has left arrives later, and all together. Where that is a twentieth of a second or less,
-    still 98 percent are used.
-    """
+@pytest.mark.parametrize(("stands_still_s", "percent"), [(0.015, 98), (0.05, 98), (0.1, 97), (0.3, 94)])
+def test_a_host_that_stands_still_now_and_then_breaks_no_quota(stands_still_s: float, percent: float) -> None:
+    """Every five seconds what has left arrives later, and all together. What is not used is hardly more than that."""
     late = [stands_still_s - 0.01 * i for i in range(math.ceil(stands_still_s * 100))]
     there = [0.002 + i % 7 * 0.0003 for i in range(500 - len(late))] + [0.002 + late_s for late_s in late]
     arrived = arrivals(Spacing(100), 6000, there, 0.001)
     assert most_in_a_second(arrived) <= 100
-    assert len(arrived) / (arrived[-1] - arrived[0]) >= (98 if stands_still_s <= 0.05 else 97)
+    assert len(arrived) / (arrived[-1] - arrived[0]) >= percent
 
 
-def test_a_platform_that_thinks_longer_about_some_keeps_its_quota_used() -> None:
-    """Answers that differ by tens of milliseconds are what is usual there: 98 percent, as if they were all alike."""
+@pytest.mark.parametrize("differ_by_s", [0.02, 0.1])
+def test_a_platform_that_thinks_longer_about_some_keeps_its_quota_used(differ_by_s: float) -> None:
+    """Answers that differ by much are what is usual there, and one that takes very long keeps no other waiting."""
     chance = random.Random(1)
-    there = [0.05 + chance.expovariate(1 / 0.02) for _ in range(997)]
+    there = [0.05 + chance.expovariate(1 / differ_by_s) for _ in range(997)]
     arrived = arrivals(Spacing(100), 6000, there, 0.001)
     assert len(arrived) / (arrived[-1] - arrived[0]) >= 98
 
