@@ -56,10 +56,8 @@ async def test_an_added_inbox_is_watched_and_a_removed_one_is_left_alone(
     assert daemon.waiting() == ["old.txt"]
 
 
-async def test_what_is_claimed_of_a_removed_inbox_is_still_delivered(
-    daemon: RunningDaemon, platform: Sandbox, inbox: Path, tmp_path: Path
-) -> None:
-    """A reload in the middle of an upload: the file goes its way, and its inbox can be configured again afterwards."""
+async def _remove_while_uploading(daemon: RunningDaemon, platform: Sandbox, inbox: Path, tmp_path: Path) -> str:
+    """A reload without the inbox in the middle of the upload of its claim.txt; the config as it was before."""
     other = tmp_path / "reports"
     other.mkdir()
     platform.on("put", Fault(FaultKind.DELAY, delay_s=1.0, times=1))
@@ -69,6 +67,14 @@ async def test_what_is_claimed_of_a_removed_inbox_is_still_delivered(
     await until(lambda: platform.requests("put"), "it is under way")
     _change(daemon, inboxes=[{"path": str(other), "settle": "100ms"}])
     await _reload(daemon)
+    return settings
+
+
+async def test_what_is_claimed_of_a_removed_inbox_is_still_delivered(
+    daemon: RunningDaemon, platform: Sandbox, inbox: Path, tmp_path: Path
+) -> None:
+    """A reload in the middle of an upload: the file goes its way, and its inbox can be configured again afterwards."""
+    settings = await _remove_while_uploading(daemon, platform, inbox, tmp_path)
     await daemon.all_filed(1)
     assert daemon.sent() == ["claim.txt"]
     await until(lambda: _let_go(inbox), "the inbox is nobody's")
@@ -82,15 +88,7 @@ async def test_an_inbox_comes_back_only_when_its_last_files_are_through(
     daemon: RunningDaemon, platform: Sandbox, inbox: Path, tmp_path: Path
 ) -> None:
     """Removed by mistake and put back in the middle of an upload: refused, with what to do, and then done."""
-    other = tmp_path / "reports"
-    other.mkdir()
-    platform.on("put", Fault(FaultKind.DELAY, delay_s=1.0, times=1))
-    await daemon.start()
-    settings = daemon.config_file.read_text()
-    drop(inbox, "claim.txt")
-    await until(lambda: platform.requests("put"), "it is under way")
-    _change(daemon, inboxes=[{"path": str(other), "settle": "100ms"}])
-    await _reload(daemon)
+    settings = await _remove_while_uploading(daemon, platform, inbox, tmp_path)
     daemon.config_file.write_text(settings)
     daemon.signal(signal.SIGHUP)
     await until(lambda: daemon.events("daemon.reload_refused"), "it is refused")
